@@ -1,0 +1,148 @@
+"""Real text without a download: the prose and the code of the reader's own Python.
+
+The prose is the language reference (`pydoc_data.topics`) and the docstrings of the
+standard library; the code is its source. All of it is read from the running
+interpreter, so it differs a little from one Python version to the next: compare
+`fingerprint` before you compare numbers.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import hashlib
+import importlib
+import inspect
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from utils.runtime import Problem
+
+SKIP = {
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "turtledemo",
+    "ensurepip",
+}
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and the module that it comes from; the module decides its split."""
+
+    module: str
+    text: str
+
+    @property
+    def split(self) -> str:
+        """One of "train" (80 %), "valid" and "test" (10 % each), by a hash of the
+        module's name. `_pydecimal` and `_decimal` go where `decimal` goes, because
+        they say the same things."""
+        name = self.module.split(".")[0].lstrip("_").removeprefix("py")
+        bucket = hashlib.sha256(name.encode()).digest()[0] % 10
+        return {0: "valid", 1: "test"}.get(bucket, "train")
+
+
+@cache
+def prose() -> tuple[Document, ...]:
+    """Every distinct text: reference topics, then docstrings (about 2 MB)."""
+    return tuple(_distinct([*_topics(), *_docstrings(), *_builtin_docstrings()]))
+
+
+@cache
+def code() -> tuple[Document, ...]:
+    """The source files of the standard library without its tests (about 10 MB)."""
+    return tuple(_distinct(Document(m, p.read_text("utf-8")) for m, p in _sources()))
+
+
+def text(kind: str = "prose", split: str = "train", limit: int | None = None) -> str:
+    """All documents of a split, joined by blank lines and cut at `limit` characters.
+
+    Raises `Problem` when kind is not "prose" or "code" or split not one of SPLITS.
+    """
+    if kind not in ("prose", "code"):
+        raise Problem(f'kind must be "prose" or "code", not {kind!r}.')
+    if split not in SPLITS:
+        raise Problem(f"split must be one of {', '.join(SPLITS)}, not {split!r}.")
+    documents = prose() if kind == "prose" else code()
+    return "\n\n".join(d.text for d in documents if d.split == split)[:limit]
+
+
+def fingerprint(content: str) -> str:
+    """Eight hex digits by which two readers see whether they read the same text."""
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+
+def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
+    """Each text once, under its first module; nearly empty ones dropped."""
+    seen: set[str] = set()
+    for document in documents:
+        key = " ".join(document.text.split())
+        if len(key) >= 20 and key not in seen:
+            seen.add(key)
+            yield document
+
+
+def _topics() -> Iterator[Document]:
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError as error:
+        raise Problem(
+            "This Python comes without pydoc_data.topics, our main text: use the "
+            "installer of python.org or conda, or install the full Debian python3."
+        ) from error
+    for name in sorted(topics):
+        yield Document(f"topic-{name}", topics[name].strip())
+
+
+def _sources() -> list[tuple[str, Path]]:
+    """(module name, file) of the standard library, in a fixed order."""
+    root = Path(sysconfig.get_path("stdlib"))
+    files = [(path.relative_to(root), path) for path in root.rglob("*.py")]
+    kept = [(r, p) for r, p in files if not SKIP & set(r.parts) and _is_text(p)]
+    return sorted((".".join(r.with_suffix("").parts), p) for r, p in kept)
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file is UTF-8 and not the settings of one machine's build."""
+    if path.name.startswith("_sysconfigdata"):
+        return False
+    try:
+        path.read_text("utf-8")
+    except (UnicodeDecodeError, OSError):
+        return False
+    return True
+
+
+def _docstrings() -> Iterator[Document]:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for module, path in _sources():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            doc = ast.get_docstring(node) if isinstance(node, kinds) else None
+            if doc:
+                yield Document(module, doc)
+
+
+def _builtin_docstrings() -> Iterator[Document]:
+    """Docstrings of what is written in C: it has no source file to parse."""
+    for name in sorted({"builtins", *sys.builtin_module_names}):
+        module = builtins if name == "builtins" else importlib.import_module(name)
+        for _, thing in sorted(vars(module).items()):
+            for member in (thing, *_members(thing)):
+                doc = inspect.getdoc(member) if callable(member) else None
+                if doc:
+                    yield Document(name, doc)
+
+
+def _members(thing: object) -> list[object]:
+    return (
+        [v for _, v in sorted(vars(thing).items())] if isinstance(thing, type) else []
+    )
