@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from utils.runtime import Problem
 
 SKIP = {
@@ -74,6 +76,23 @@ def text(kind: str = "prose", split: str = "train", limit: int | None = None) ->
         raise Problem(f"split must be one of {', '.join(SPLITS)}, not {split!r}.")
     documents = prose() if kind == "prose" else code()
     return "\n\n".join(d.text for d in documents if d.split == split)[:limit]
+
+
+@cache
+def tokenizer(vocab_size: int = 1024) -> Tokenizer:
+    """A byte-level BPE tokenizer trained on the prose's train split: any text can be
+    encoded, and decoding gives it back exactly."""
+    if vocab_size < 256:
+        raise Problem(f"A byte-level vocabulary has at least 256, not {vocab_size}.")
+    result = Tokenizer(models.BPE())
+    result.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    result.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, show_progress=False, initial_alphabet=alphabet
+    )
+    result.train_from_iterator([text("prose", "train")], trainer)
+    return result
 
 
 def fingerprint(content: str) -> str:

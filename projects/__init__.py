@@ -1,0 +1,1 @@
+"""The three capstones, each a package with its notebooks inside."""
