@@ -1,5 +1,8 @@
 """The text that everything is trained on: disjoint splits, nothing of this machine."""
 
+import builtins
+import json
+
 import pytest
 
 from utils import corpora
@@ -11,8 +14,26 @@ def test_splits_are_disjoint_by_module_and_by_text():
     for document in corpora.prose():
         homes.setdefault(document.module.split(".")[0], set()).add(document.split)
     assert all(len(splits) == 1 for splits in homes.values())
-    texts = [" ".join(d.text.split()) for d in corpora.prose()]
-    assert len(texts) == len(set(texts))
+
+
+def test_held_out_text_is_new():
+    """Hardly a long line of the held-out parts stands in train."""
+
+    def lines(split):
+        text = corpora.text("prose", split)
+        return [x.strip() for x in text.splitlines() if len(x.strip()) >= 40]
+
+    known = set(lines("train"))
+    for split in ("valid", "test"):
+        asked = lines(split)
+        assert sum(line in known for line in asked) / len(asked) < 0.02
+
+
+def test_a_notebook_does_not_change_the_text(monkeypatch):
+    first = corpora.fingerprint(corpora.text("prose", "train"))
+    monkeypatch.setattr(builtins, "input", json.dumps)  # as Jupyter does
+    corpora.prose.cache_clear()
+    assert corpora.fingerprint(corpora.text("prose", "train")) == first
 
 
 def test_twins_of_a_module_share_its_split():

@@ -9,10 +9,10 @@ interpreter, so it differs a little from one Python version to the next: compare
 from __future__ import annotations
 
 import ast
-import builtins
 import hashlib
 import importlib
-import inspect
+import json
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -55,14 +55,14 @@ class Document:
 
 @cache
 def prose() -> tuple[Document, ...]:
-    """Every distinct text: reference topics, then docstrings (about 2 MB)."""
+    """Reference topics, then docstrings, no paragraph twice (about 2 MB)."""
     return tuple(_distinct([*_topics(), *_docstrings(), *_builtin_docstrings()]))
 
 
 @cache
 def code() -> tuple[Document, ...]:
     """The source files of the standard library without its tests (about 10 MB)."""
-    return tuple(_distinct(Document(m, p.read_text("utf-8")) for m, p in _sources()))
+    return tuple(Document(m, p.read_text("utf-8")) for m, p in _sources())
 
 
 def text(kind: str = "prose", split: str = "train", limit: int | None = None) -> str:
@@ -101,13 +101,23 @@ def fingerprint(content: str) -> str:
 
 
 def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
-    """Each text once, under its first module; nearly empty ones dropped."""
+    """Each paragraph once, in the first document that has it, whatever its line breaks.
+
+    Topics of the reference contain one another, and modules share docstrings: without
+    this, much of the held-out text would also be training text.
+    """
     seen: set[str] = set()
     for document in documents:
-        key = " ".join(document.text.split())
-        if len(key) >= 20 and key not in seen:
-            seen.add(key)
-            yield document
+        kept = []
+        for paragraph in document.text.split("\n\n"):
+            words = " ".join(paragraph.split())
+            if words not in seen:
+                kept.append(paragraph)
+            if len(words) >= 20:
+                seen.add(words)
+        text = "\n\n".join(kept).strip()
+        if len(text) >= 20:
+            yield Document(document.module, text)
 
 
 def _topics() -> Iterator[Document]:
@@ -151,17 +161,26 @@ def _docstrings() -> Iterator[Document]:
 
 
 def _builtin_docstrings() -> Iterator[Document]:
-    """Docstrings of what is written in C: it has no source file to parse."""
-    for name in sorted({"builtins", *sys.builtin_module_names}):
-        module = builtins if name == "builtins" else importlib.import_module(name)
-        for _, thing in sorted(vars(module).items()):
-            for member in (thing, *_members(thing)):
-                doc = inspect.getdoc(member) if callable(member) else None
-                if doc:
-                    yield Document(name, doc)
+    """Docstrings of what is written in C: it has no source file to parse.
+
+    A fresh interpreter reads them, because a notebook replaces some builtins, such as
+    `input`, by its own.
+    """
+    command = [sys.executable, "-I", "-S", "-c", READ_BUILTINS]
+    printed = subprocess.run(command, capture_output=True, check=True).stdout
+    for module, doc in json.loads(printed):
+        yield Document(module, doc)
 
 
-def _members(thing: object) -> list[object]:
-    return (
-        [v for _, v in sorted(vars(thing).items())] if isinstance(thing, type) else []
-    )
+READ_BUILTINS = """
+import importlib, inspect, json, sys
+
+docs = []
+for name in sorted(sys.builtin_module_names):
+    for _, thing in sorted(vars(importlib.import_module(name)).items()):
+        members = sorted(vars(thing).items()) if isinstance(thing, type) else []
+        for one in (thing, *(member for _, member in members)):
+            if callable(one) and (doc := inspect.getdoc(one)):
+                docs.append((name, doc))
+print(json.dumps(docs))
+"""
