@@ -1,4 +1,4 @@
-"""Takes definitions out of a notebook: a test then checks the very code that is taught."""
+"""Takes definitions out of a notebook: a test checks the very code that is taught."""
 
 import ast
 from functools import cache

@@ -115,7 +115,7 @@ def mixed(tmp_path_factory):
     save(root / "notebooks" / "02.1_unselected.ipynb", ["1 / 0"])
     # The slow one is known to be slow, so it must begin first.
     (root / "data").mkdir()
-    ledger = {f"01.{len(BAD) + 1}_slow": {"seconds": 10**10}}
+    ledger = {f"01.{len(BAD) + 1}_slow": {"cpu_seconds": 10**10}}
     (root / "data" / "ledger.json").write_text(json.dumps(ledger))
     # A user's own kernel of the same name must not be taken.
     kernel = root / "jupyter" / "kernels" / "python3"
@@ -216,8 +216,8 @@ def test_refresh_writes_a_quiet_notebook(book):
     assert (book / "data" / "ledger.json").read_bytes() == ledger
     check_quiet(book, first[0].decode())
     row = json.loads(ledger)["01.1_one"]
-    assert row["code_cells"] == len(HEALTHY) + 1 and isinstance(row["seconds"], int)
-    cost = f"about {row['seconds']} s and {row['peak_memory_mb']} MB on one core"
+    assert row["code_cells"] == len(HEALTHY) + 1 and isinstance(row["cpu_seconds"], int)
+    cost = f"about {row['cpu_seconds']} s and {row['peak_memory_mb']} MB on one core"
     assert cost in first[0].decode()
 
 

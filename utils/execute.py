@@ -73,7 +73,7 @@ class Watch(threading.Thread):
         self.begun = time.monotonic()
         self.peak = 0  # bytes
         self.broken = ""  # the limit that was hit
-        self.seen: set[psutil.Process] = set()
+        self.cpu: dict[psutil.Process, float] = {}  # seconds of each process seen
 
     def run(self) -> None:
         while True:
@@ -94,9 +94,10 @@ class Watch(threading.Thread):
     def measure(self) -> None:
         total = 0
         for process in psutil.Process().children(recursive=True):
-            self.seen.add(process)
+            self.cpu.setdefault(process, 0.0)
             with suppress(psutil.Error):
                 total += process.memory_info().rss
+                self.cpu[process] = sum(process.cpu_times()[:2])  # user and system
         self.peak = max(self.peak, total)
 
     def limit(self) -> str:
@@ -108,7 +109,7 @@ class Watch(threading.Thread):
 
     def kill(self) -> None:
         """End the kernel and all it ever started, also what outlived its parent."""
-        for process in self.seen:
+        for process in self.cpu:
             with suppress(psutil.Error):
                 process.kill()
 
@@ -250,6 +251,7 @@ def execute(job: Job, scratch: Path) -> tuple[dict[str, Any], NotebookNode]:
         "status": "failed" if error else "ok",
         "error": error,
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(sum(watch.cpu.values()), 1),
         "peak_memory_mb": round(watch.peak / 2**20),
         "code_cells": cells.number,
         "key": job.key,

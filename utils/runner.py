@@ -77,16 +77,16 @@ def command_refresh(plan: Plan) -> int:
 
 
 def _cost(result: Result) -> dict[str, Any]:
-    columns = ("seconds", "peak_memory_mb", "code_cells", "python", "torch")
+    columns = ("cpu_seconds", "peak_memory_mb", "code_cells", "python", "torch")
     row = {column: result[column] for column in columns}
-    return row | {"seconds": round(result["seconds"])}
+    return row | {"cpu_seconds": round(result["cpu_seconds"])}
 
 
 def _words(cost: dict[str, Any]) -> str:
     if not cost:
         return ""
     memory = f"{cost['peak_memory_mb']} MB on one core of a laptop, offline"
-    return f"about {cost['seconds']} s and {memory}"
+    return f"about {cost['cpu_seconds']} s and {memory}"
 
 
 def _head(path: Path, root: Path, cost: dict[str, Any]) -> str:
@@ -168,7 +168,7 @@ def parse(argv: list[str] | None) -> Plan:
     cores = min(os.cpu_count() or 1, 4)
     parser.add_argument("--jobs", type=_positive(int), default=cores)
     parser.add_argument("--force", action="store_true", help="also what is unchanged")
-    parser.add_argument("--timeout", type=_positive(float), default=900.0)
+    parser.add_argument("--timeout", type=_positive(float), default=1800.0)
     parser.add_argument("--memory", type=_positive(float), default=6.0)
     parser.add_argument("--root", type=lambda p: Path(p).resolve(), default=ROOT)
     plan = Plan(**vars(parser.parse_args(argv)))

@@ -161,7 +161,7 @@ def run(plan: Plan) -> list[Path]:
             progress.end(path.stem, "unchanged, re-used")
     costs = ledger(plan.root)
     # Longest first, so that no long one is left alone at the end; unknown is long.
-    todo.sort(key=lambda p: -costs.get(p.stem, {}).get("seconds", 1e9))
+    todo.sort(key=lambda p: -costs.get(p.stem, {}).get("cpu_seconds", 1e9))
     asyncio.run(_run_all(todo, keys, plan, progress))
     return todo
 
@@ -212,7 +212,8 @@ async def _run_one(path: Path, key: str, plan: Plan, progress: Progress) -> Resu
 
 def _lost(job: Job, error: str, stored: Path) -> Result:
     """Store a result for a process that left none."""
-    nothing = {"seconds": 0, "peak_memory_mb": 0, "code_cells": 0, "verdicts": []}
+    nothing: Result = {"seconds": 0, "cpu_seconds": 0, "peak_memory_mb": 0}
+    nothing |= {"code_cells": 0, "verdicts": []}
     result = {"name": job.name, "status": "failed", "error": error, "key": job.key}
     canonical.write(stored, json.dumps(result | nothing, indent=1) + "\n")
     return result | nothing
