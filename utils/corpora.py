@@ -12,6 +12,7 @@ import ast
 import hashlib
 import importlib
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from utils.runtime import Problem
+from utils.runtime import ROOT, Problem
 
 SKIP = {
     "test",
@@ -55,8 +56,20 @@ class Document:
 
 @cache
 def prose() -> tuple[Document, ...]:
-    """Reference topics, then docstrings, no paragraph twice (about 2 MB)."""
-    return tuple(_distinct([*_topics(), *_docstrings(), *_builtin_docstrings()]))
+    """Reference topics, then docstrings, no paragraph twice (about 2 MB).
+
+    Parsing the library takes seconds: the result is kept in `build/`, under a name that
+    changes with Python and with this module.
+    """
+    version = fingerprint(sys.version + Path(__file__).read_text("utf-8"))
+    store = ROOT / "build" / f"prose-{version}.json"
+    if not store.exists():
+        found = _distinct([*_topics(), *_docstrings(), *_builtin_docstrings()])
+        store.parent.mkdir(exist_ok=True)
+        draft = store.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps([(d.module, d.text) for d in found]), "utf-8")
+        draft.replace(store)
+    return tuple(Document(*row) for row in json.loads(store.read_text("utf-8")))
 
 
 @cache
