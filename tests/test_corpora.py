@@ -29,11 +29,12 @@ def test_held_out_text_is_new():
         assert sum(line in known for line in asked) / len(asked) < 0.02
 
 
-def test_a_notebook_does_not_change_the_text(monkeypatch):
+def test_a_notebook_does_not_change_the_text(monkeypatch, tmp_path):
     first = corpora.fingerprint(corpora.text("prose", "train"))
     monkeypatch.setattr(builtins, "input", json.dumps)  # as Jupyter does
-    corpora.prose.cache_clear()
-    assert corpora.fingerprint(corpora.text("prose", "train")) == first
+    monkeypatch.setattr(corpora, "ROOT", tmp_path)  # nothing is kept there yet
+    texts = [d.text for d in corpora.prose.__wrapped__() if d.split == "train"]
+    assert corpora.fingerprint("\n\n".join(texts)) == first
 
 
 def test_twins_of_a_module_share_its_split():
@@ -52,6 +53,12 @@ def test_the_same_text_every_time():
     first = corpora.fingerprint(corpora.text("prose", "valid"))
     corpora.prose.cache_clear()
     assert corpora.fingerprint(corpora.text("prose", "valid")) == first
+
+
+def test_the_kept_copy_is_what_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "ROOT", tmp_path)
+    assert corpora.prose.__wrapped__() == corpora.prose.__wrapped__()
+    assert len(list((tmp_path / "build").iterdir())) == 1
 
 
 def test_tokenizer_gives_every_text_back():

@@ -99,13 +99,14 @@ def fit(
     seed: int = 0,
     evaluate: Callable[[nn.Module], float] | None = None,
     checkpoint: Path | None = None,
-    label: str = "training",
+    label: str | None = "training",
 ) -> History:
     """Train `model` in place for `recipe.steps` and return its `History`.
 
     `sample(generator)` gives a batch, `loss(model, batch)` a scalar, and
     `evaluate(model)` a number, asked for every `recipe.evaluate_every` steps and at the
-    end. If the file `checkpoint` exists, training goes on from it.
+    end. If the file `checkpoint` exists, training goes on from it. `label` stands at the
+    progress bar; None shows no bar.
     """
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=recipe.weight_decay)
     generator = torch.Generator().manual_seed(seed)
@@ -115,7 +116,11 @@ def fit(
         load_checkpoint(checkpoint, model, optimizer, generator, history)
     first = len(history.losses)
     bar = tqdm(
-        range(first, recipe.steps), initial=first, total=recipe.steps, desc=label
+        range(first, recipe.steps),
+        initial=first,
+        total=recipe.steps,
+        desc=label,
+        disable=label is None,
     )
     for step in bar:
         model.train()
