@@ -15,7 +15,8 @@ from nbformat.v4 import (
     new_output,
 )
 
-from utils import canonical, verdicts
+from utils import verdicts
+from utils.runner import canonical
 
 NAMES = {"/where/it/is": "repo", "/where": "home", "/var/tmp": "tmp", "/env": "python"}
 

@@ -17,8 +17,9 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from utils import runner, schedule
-from utils.offline.sitecustomize import is_local
+from utils.runner import __main__ as runner
+from utils.runner import schedule
+from utils.runner.offline.sitecustomize import is_local
 
 ROOT = Path(__file__).parent.parent
 PARAMETERS = 'SCALE = "laptop"  # or "gpu"\nSEED = 0\nSTEPS = 1'

@@ -105,8 +105,8 @@ def fit(
 
     `sample(generator)` gives a batch, `loss(model, batch)` a scalar, and
     `evaluate(model)` a number, asked for every `recipe.evaluate_every` steps and at the
-    end. If the file `checkpoint` exists, training goes on from it. `label` stands at the
-    progress bar; None shows no bar.
+    end. If the file `checkpoint` exists, training goes on from it. `label` stands at
+    the progress bar; None shows no bar.
     """
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=recipe.weight_decay)
     generator = torch.Generator().manual_seed(seed)

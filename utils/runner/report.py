@@ -13,7 +13,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
 
-from utils import canonical
+from utils.runner import canonical
 
 BOOK = "LLMs in Production, a notebook companion"
 PAGE = """<!DOCTYPE html>

@@ -1,7 +1,7 @@
 """Executes one notebook through papermill, in a process of its own.
 
-The runner starts `python -m utils.execute JOB` with the job as JSON, reads a line for
-each cell from its output, and finds the result in `build/`.
+The runner starts `python -m utils.runner.execute JOB` with the job as JSON, reads a
+line for each cell from its output, and finds the result in `build/`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
-from utils import canonical, report
+from utils.runner import canonical, report
 
 HERE = Path(__file__).resolve().parent
 
@@ -170,7 +170,7 @@ def _value(source: str) -> Any:
 
 def environment(job: Job, scratch: Path, log: Path) -> None:
     """Set what the kernel inherits; this process has imported all it needs."""
-    paths = [str(HERE.parent)]
+    paths = [str(HERE.parent.parent)]
     if job.offline:
         paths.insert(0, str(HERE / "offline"))
         os.environ["COMPANION_NETWORK_LOG"] = str(log)
@@ -245,7 +245,7 @@ def execute(job: Job, scratch: Path) -> tuple[dict[str, Any], NotebookNode]:
     executed = canonical.read(copy if copy.exists() else Path(job.path))
     limit = watch.broken and f"cell {cells.number}: {watch.broken}"
     error = limit or cells.network() or outside or unfinished(executed)
-    names = canonical.short_names(Path(job.root), HERE.parent, scratch=scratch)
+    names = canonical.short_names(Path(job.root), HERE.parent.parent, scratch=scratch)
     return {
         "name": job.name,
         "status": "failed" if error else "ok",

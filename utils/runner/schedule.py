@@ -15,18 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from utils import canonical
-from utils.execute import Job
+from utils.runner import canonical
+from utils.runner.execute import Job
 from utils.runtime import ROOT, Problem
 
-OWN = {
-    "runner.py",
-    "schedule.py",
-    "execute.py",
-    "canonical.py",
-    "report.py",
-    "sitecustomize.py",
-}
+OWN = ROOT / "utils" / "runner"
 Result = dict[str, Any]
 
 
@@ -134,7 +127,7 @@ def key(path: Path, plan: Plan) -> str:
 @cache
 def _shared(root: Path) -> str:
     """The hash of what every notebook may use."""
-    modules = [p for p in ROOT.glob("utils/**/*.py") if p.name not in OWN]
+    modules = [p for p in ROOT.glob("utils/**/*.py") if OWN not in p.parents]
     data = [p for p in root.glob("data/**/*") if p.is_file()]
     skipped = (root / "data" / "book", root / "data" / "ledger.json")
     data = [p for p in data if not any(p.is_relative_to(s) for s in skipped)]
@@ -193,7 +186,7 @@ async def _run_one(path: Path, key: str, plan: Plan, progress: Progress) -> Resu
     log = stored.with_suffix(".log")
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "utils.execute", json.dumps(asdict(job))),
+            *(sys.executable, "-m", "utils.runner.execute", json.dumps(asdict(job))),
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
             env=environment(plan.scale),

@@ -18,9 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils import canonical, report
+from utils.runner import canonical, report
+from utils.runner.schedule import Plan, Result, key, ledger, run
 from utils.runtime import ROOT, SCALES, Problem
-from utils.schedule import Plan, Result, key, ledger, run
 
 
 def _write_reports(plan: Plan) -> None:

@@ -1,0 +1,1 @@
+"""Executes the notebooks: `python -m utils.runner`. No lesson needs to read this."""
