@@ -235,7 +235,7 @@ def test_the_claims_page_shows_what_was_measured(tmp_path: Path) -> None:
     assert cells[2] == "loss 0.0089 after 150 iterations"
     assert cells[3:7] == ["fails", "0.25 bits", "0.2 to 0.3", "5 runs"]
     assert "02.3" in cells[7]
-    assert line_of(page, "Q032")[3:7] == ["holds", r"[3, 4] \| all", "", ""]
+    assert line_of(page, "Q032")[3:7] == ["holds", r"[3, 4] \| all", "", "1 run"]
 
 
 def test_the_claims_page_counts_verdicts_first_and_lists_plans_last(

@@ -215,7 +215,7 @@ def _judged(row: Claim, card: dict[str, Any] | None) -> list[str]:
         if card["low"] is not None:  # the interval has a column of its own
             measured = re.sub(r" \[.*?\]", "", measured)
             interval = f"{card['low']:.3g} to {card['high']:.3g}"
-        runs = f"{card['runs']} {card['over']}" if card["runs"] else ""
+        runs = f"{card['runs']} {card['over']}" if card["runs"] else "1 run"
         if verdict == "cannot be tested here":
             measured = card["why"]
     said = [row.id, row.claim, row.figure, verdict]
