@@ -1,8 +1,8 @@
 """Llama 3 reimplemented: short, exact and fast.
 
-    model = Llama.from_pretrained("data/models/chat")
-    tokenizer = Tokenizer.load("data/models/chat")
-    generate(model, [tokenizer.chat(messages)], 100, stop_ids=tokenizer.stop_ids)
+model = Llama.from_pretrained("data/models/chat")
+tokenizer = Tokenizer.load("data/models/chat")
+generate(model, [tokenizer.chat(messages)], 100, stop_ids=tokenizer.stop_ids)
 """
 
 from projects.llama3_qlora.cache import KVCache

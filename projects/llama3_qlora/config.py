@@ -137,10 +137,16 @@ class LlamaConfig:
         (Path(folder) / "config.json").write_text(text, "utf-8")
 
 
-SIZES = (
-    "vocab_size hidden_size intermediate_size n_layers n_heads n_kv_heads head_dim "
-    "max_positions"
-).split()
+SIZES = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "max_positions",
+]
 HF_NAMES = (  # ours, Hugging Face's; without the first five there is no model
     ("vocab_size", "vocab_size"),
     ("hidden_size", "hidden_size"),

@@ -20,7 +20,8 @@ from projects.llama3_qlora.checkpoint import load_weights, save_weights
 from projects.llama3_qlora.config import LlamaConfig
 from utils.runtime import Problem
 
-Rotation = tuple[Tensor, Tensor]  # cosine and sine, each (batch or 1, 1, time, head_dim)
+# cosine and sine, each (batch or 1, 1, time, head_dim) or (time, head_dim)
+Rotation = tuple[Tensor, Tensor]
 
 
 class RMSNorm(nn.Module):
