@@ -2,19 +2,19 @@
 
 import ast
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import nbformat
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+from utils import registry
+
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 @cache
 def statements(number: str) -> tuple[ast.stmt, ...]:
     """All top-level statements of the notebook `02.3`, IPython magics left out."""
-    (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
+    (path,) = [p for p in registry.notebooks() if p.name.startswith(f"{number}_")]
     found: list[ast.stmt] = []
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code" and "setup" not in cell.metadata.get("tags", []):

@@ -194,7 +194,7 @@ def test_check_finds_an_id_with_two_rows(book: Path) -> None:
 
 
 def test_notebooks_and_registry_agree() -> None:
-    assert registry.check(registry.tags(ROOT / "notebooks")) == []
+    assert registry.check(registry.tags(registry.notebooks())) == []
 
 
 def card(claim: str, **more: object) -> nbformat.NotebookNode:
@@ -225,7 +225,9 @@ def line_of(page: str, claim: str) -> list[str]:
 
 def test_tags_are_read_from_notebooks(tmp_path: Path) -> None:
     folder = executed(tmp_path, card("Q029"), card("Q032"))
-    assert registry.tags(folder) == {"02.3": {"claim-Q029", "claim-Q032"}}
+    assert registry.tags(folder.glob("*.ipynb")) == {
+        "02.3": {"claim-Q029", "claim-Q032"}
+    }
 
 
 def test_the_claims_page_shows_what_was_measured(tmp_path: Path) -> None:

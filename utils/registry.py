@@ -110,17 +110,22 @@ def _read(path: Path, row_type: type[RowType]) -> list[RowType]:
     return rows
 
 
-def tags(folder: Path) -> dict[str, set[str]]:
-    """The tags of all cells of each notebook in a folder, by its number ("02.3")."""
+def notebooks() -> list[Path]:
+    """All notebooks in reading order: the book's, then those of the capstones."""
+    return sorted([*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("projects/*/*.ipynb")])
+
+
+def tags(paths: Iterable[Path]) -> dict[str, set[str]]:
+    """The tags of all cells of each of these notebooks, by its number ("02.3")."""
     found: dict[str, set[str]] = {}
-    for path, cell in _cells(folder):
+    for path, cell in _cells(paths):
         own = found.setdefault(path.stem.split("_")[0], set())
         own.update(cell["metadata"].get("tags", []))
     return found
 
 
-def _cells(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for path in sorted(folder.glob("*.ipynb")):
+def _cells(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in sorted(paths):
         for cell in json.loads(path.read_text("utf-8"))["cells"]:
             yield path, cell
 
@@ -197,7 +202,7 @@ def _cards(executed: Path) -> dict[str, dict[str, Any]]:
     from utils.verdicts import MIME  # that module imports this one
 
     cards: dict[str, dict[str, Any]] = {}
-    for path, cell in _cells(executed):
+    for path, cell in _cells(executed.glob("*.ipynb")):
         for output in cell.get("outputs", []):
             card = output.get("data", {}).get(MIME)
             if card and cards.setdefault(card["claim"], card) is not card:
@@ -224,8 +229,9 @@ def _judged(row: Claim, card: dict[str, Any] | None) -> list[str]:
 
 def _link(row: Row) -> str:
     """The row's notebook, as a link when the file is there."""
-    for file in ROOT.glob(f"notebooks/{row.notebook}_*.ipynb"):
-        return f"[{row.notebook}](notebooks/{file.name})"
+    for file in notebooks():
+        if file.name.startswith(f"{row.notebook}_"):
+            return f"[{row.notebook}]({file.relative_to(ROOT).as_posix()})"
     return row.notebook
 
 
