@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from utils import registry
-from utils.runtime import ROOT, Problem
+from utils.runtime import Problem
 from utils.verdicts import MIME, VERDICTS
 
 NUMBERED = {"1": 1, "2": 9, "3": 3, "4": 12, "5": 6, "6": 13, "7": 5, "8": 9}
