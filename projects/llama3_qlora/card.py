@@ -1,0 +1,102 @@
+"""The card of a shipped model: what it is, what it read, what it can and cannot do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from projects.llama3_qlora.recipe import TrainConfig
+from utils.measure import Interval
+
+CARD = """---
+license: mit
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# The companion's {name} model
+
+A Llama with {parameters} million parameters that carries chapters 5 to 12 of the
+companion to *LLMs in Production*. It is made for lessons, not for use.
+
+{purpose}
+
+## Data
+
+{data}
+
+The prose and the code are the documentation and the source of the Python standard
+library (PSF licence), read from the Python that trained the model; modules are held out
+by a hash of their name. All else is written by `utils/closed_world` from seeds. Nothing
+was taken from elsewhere, and no text of it is in this folder.
+
+## Recipe
+
+{recipe}
+
+`make models` trains it again; `log.jsonl` has loss, learning rate and gradient norm.
+
+## Measured
+
+On what training never saw, greedily, by `projects/llama3_qlora/exam.py`; the interval
+is 95 % over the items.
+
+{results}
+
+## Limits
+
+It knows a town that does not exist, and how Python's documentation sounds. Facts about
+the real world it has not read, and what it says about them is made up. Names, streets
+and goods other than the town's, questions in other words, texts of more than a few
+hundred tokens: expect less than the table says. Refusals were learnt from templates and
+are no protection. The results of the chat model's kinds are for that kind's wordings,
+half of which it never saw.
+"""
+PURPOSES = {
+    "base": "It continues text: prose and code in the manner of the library, "
+    "statements about the town, answers to `Question:` after a passage.",
+    "chat": "It goes on from the base model and follows Llama 3's chat template: it "
+    "answers from a text or from memory, does small tasks, calls tools in JSON, "
+    "declines what harms.",
+}
+
+
+def write_card(
+    folder: Path,
+    n_parameters: int,
+    weights: Mapping[str, float],
+    how: TrainConfig,
+    results: Mapping[str, Interval],
+) -> None:
+    """Write `README.md` and `exam.json` of a shipped model into its folder."""
+    recipe = {k: v for k, v in asdict(how).items() if k not in LEFT_OUT}
+    shares = [[name, f"{share:.0%}"] for name, share in weights.items()]
+    rows = [[name, *_figures(result)] for name, result in results.items()]
+    settings = [[name, str(value)] for name, value in recipe.items()]
+    text = CARD.format(
+        name=folder.name,
+        parameters=f"{n_parameters / 1e6:.1f}",
+        purpose=PURPOSES[folder.name],
+        data=_table(["source", "share of the rows"], shares),
+        recipe=_table(["setting", "value"], settings),
+        results=_table(["what", "result", "95 % interval", "items"], rows),
+    )
+    (folder / "README.md").write_text(text, "utf-8")
+    plain = {name: asdict(result) for name, result in results.items()}
+    (folder / "exam.json").write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
+
+
+LEFT_OUT = ("log_every", "evaluate_every", "save_every", "peak_flops")
+
+
+def _figures(result: Interval) -> list[str]:
+    interval = f"{result.low:.3f} to {result.high:.3f}"
+    return [f"{result.mean:.3f}", interval, str(result.count)]
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

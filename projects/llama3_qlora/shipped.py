@@ -1,0 +1,112 @@
+"""Trains the two models that the book ships: `make models`, resumable at any moment.
+
+Tokenizer, tokens, base model, chat model: what is already in `build/models` is not made
+again. The results go to `data/models`, each with its examination on its card.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from projects.llama3_qlora import corpus
+from projects.llama3_qlora.card import write_card
+from projects.llama3_qlora.config import LlamaConfig
+from projects.llama3_qlora.data import Mixture, write_tokens
+from projects.llama3_qlora.exam import examine
+from projects.llama3_qlora.model import Llama
+from projects.llama3_qlora.recipe import TrainConfig
+from projects.llama3_qlora.tokenizer import Tokenizer
+from projects.llama3_qlora.train import train
+from projects.llama3_qlora.training_log import Line
+from utils import measure, runtime
+
+WORK, MODELS = runtime.ROOT / "build" / "models", runtime.ROOT / "data" / "models"
+CONTEXT, BATCH = 512, 8  # tokens of a row, rows of a batch
+BASE = TrainConfig(
+    steps=3_800,
+    optimizer="muon",
+    learning_rate=6e-3,
+    min_rate=0.02,
+    warmup=100,
+    precision="bf16",
+    save_every=100,
+)
+CHAT = replace(BASE, steps=800, learning_rate=2e-3, warmup=50)
+
+
+def sizes(tokenizer: Tokenizer) -> LlamaConfig:
+    """The sizes of both models: 5.0 million weights, 10 MB in bfloat16."""
+    return LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=256,
+        intermediate_size=768,
+        n_layers=5,
+        n_heads=4,
+        n_kv_heads=2,
+        max_positions=2048,
+        tie_embeddings=True,
+        bos_id=tokenizer.bos_id,
+        eos_ids=(tokenizer.eos_id, tokenizer.eot_id),
+    )
+
+
+def made_tokenizer() -> Tokenizer:
+    """The tokenizer of both models, trained at the first call."""
+    folder = WORK / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        corpus.train_tokenizer().save(folder)
+    return Tokenizer.load(folder)
+
+
+def token_file(tokenizer: Tokenizer, source: str) -> Path:
+    """The tokens of a source, written at the first call."""
+    path = WORK / "tokens" / f"{source}.npy"
+    if not path.exists():
+        documents, masks = corpus.tokens(tokenizer, source)
+        print(f"{source}: {write_tokens(documents, path, masks):,} tokens", flush=True)
+    return path
+
+
+def make(name: str, model: Llama, tokenizer: Tokenizer, how: TrainConfig) -> None:
+    """Train a model as far as it is not yet, put it into `data/models` in bfloat16,
+    examine what lies there, and write its card."""
+    weights = corpus.WEIGHTS[name]
+    files: dict[str | Path, float] = {
+        token_file(tokenizer, source): w for source, w in weights.items()
+    }
+    mixture = Mixture(files, CONTEXT, BATCH)
+    log = train(model, mixture, how, WORK / name, label=f"{name} model")
+    folder = MODELS / name
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save(folder)
+    write_log(log, folder / "log.jsonl")
+    count = measure.count_parameters(model)
+    write_card(folder, count, weights, how, examine(folder))
+
+
+def write_log(log: list[Line], path: Path) -> None:
+    """The log without its clock: the same on every machine that rounds alike."""
+    lines = [{k: v for k, v in x.items() if k != "tokens_per_second"} for x in log]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+
+def main() -> None:
+    """The base model, and from it the chat model."""
+    session = runtime.start(sys.argv[1] if sys.argv[1:] else "laptop", seed=0)
+    tokenizer = made_tokenizer()
+    model = Llama(sizes(tokenizer)).to(session.device)
+    make("base", model, tokenizer, BASE)
+    make("chat", model, tokenizer, CHAT)  # goes on from the base model's weights
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except runtime.Problem as problem:
+        sys.exit(str(problem))
