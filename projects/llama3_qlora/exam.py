@@ -103,15 +103,15 @@ def _five_gram(texts: list[str]) -> Interval:
 
 def facts(student: Examinee) -> dict[str, Interval]:
     """Facts of the town, by how often they are told: the plain statement, cut off
-    before its value, is to be completed. No question was ever asked about them."""
+    before its value, is to be completed. Training asked no question about these."""
     town = closed_world.build(corpus.TOWN)
-    known = [f for f in closed_world.facts(town) if f.split == "test"]
+    known = [f for f in closed_world.facts(town) if f.split != "train"]
     prompts = [_beginning(fact) for fact in known]
     ends = student.complete(prompts, 12)
     found = {}
     for often in closed_world.FREQUENCIES:
         right = [
-            _begins_with(end, fact.value)
+            begins_with(end, fact.value)
             for end, fact in zip(ends, known, strict=True)
             if fact.frequency == often
         ]
@@ -123,7 +123,8 @@ def _beginning(fact: closed_world.Fact) -> str:
     return closed_world.statement(fact).removesuffix(".").removesuffix(fact.value)[:-1]
 
 
-def _begins_with(text: str, value: str) -> bool:
+def begins_with(text: str, value: str) -> bool:
+    """Whether a continuation is the value and not a longer word or number."""
     rest = text.lstrip()
     after = rest[len(value) : len(value) + 1]
     return rest.startswith(value) and not after.isalnum()
