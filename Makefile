@@ -13,7 +13,7 @@ ifeq ($(shell uname -s)$(shell command -v nvidia-smi)$(PIP_FIND_LINKS),Linux)
 TORCH_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: setup run test lab site refresh clean
+.PHONY: setup run test lab site refresh models benchmark clean
 
 setup: $(VENV)/.installed-$(EXTRAS)
 
@@ -34,6 +34,14 @@ test: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# Trains data/models again, in two to three hours on two cores; goes on after a stop.
+models: setup
+	$(BIN)/python -m projects.llama3_qlora.shipped $(SCALE)
+
+# Our Llama beside transformers, LitGPT and llama.cpp; EXTRAS=benchmark installs those.
+benchmark: setup
+	$(BIN)/python -m projects.llama3_qlora.benchmark
 
 lab: setup
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -130,10 +131,13 @@ def peak_memory_mb() -> float:
     """Largest resident memory that this process has had so far, in MB (10**6 bytes)."""
     if sys.platform == "win32":
         return float(psutil.Process().memory_info().peak_wset) / 1e6
+    if sys.platform == "linux":  # ru_maxrss would also count whoever started us
+        status = Path("/proc/self/status").read_text("utf-8")
+        kilobytes = status.split("VmHWM:")[1].split()[0]
+        return int(kilobytes) * 1024 / 1e6
     import resource  # only where there is one
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -65,6 +65,11 @@ class LlamaConfig:
         for name in SIZES:
             if getattr(self, name) < 1:
                 raise Problem(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.hidden_size % self.n_heads:  # transformers asks for it too
+            raise Problem(
+                f"hidden_size {self.hidden_size} must be a multiple of n_heads "
+                f"{self.n_heads}."
+            )
         if self.n_heads % self.n_kv_heads:
             raise Problem(
                 f"n_heads {self.n_heads} must be a multiple of n_kv_heads "
@@ -75,7 +80,8 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, values: dict[str, Any]) -> LlamaConfig:
-        """From the contents of a `config.json`, of transformers 4 or 5.
+        """From the contents of a `config.json`, of transformers 4 or 5; what it leaves
+        out is what transformers takes it to be.
 
         Raises `Problem` for another architecture or a feature that Llama 3 lacks.
         """
@@ -84,37 +90,40 @@ class LlamaConfig:
         biased = [k for k in ("attention_bias", "mlp_bias") if values.get(k)]
         if biased or values.get("hidden_act", "silu") != "silu":
             raise Problem("Llama 3 has no biases and uses SiLU; this config differs.")
+        if values.get("quantization_config"):
+            raise Problem("This model is quantized; take the one it was made from.")
         missing = [theirs for _, theirs in HF_NAMES[:5] if theirs not in values]
         if missing:
             raise Problem(f"config.json lacks {', '.join(missing)}.")
+        values = HF_DEFAULTS | values
         fields = {o: values[t] for o, t in HF_NAMES if values.get(t) is not None}
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-        theta = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
-        eos = values.get("eos_token_id")
+        eos = values["eos_token_id"]
         eos_ids = tuple(eos) if isinstance(eos, list) else (eos,)
         return cls(
             **fields,
-            rope_theta=float(theta),
+            rope_theta=float(rope.get("rope_theta", values["rope_theta"])),
             rope_scaling=_scaling_from_hf(rope),
             eos_ids=tuple(i for i in eos_ids if i is not None),
         )
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of `config.json`, readable by transformers and LitGPT."""
-        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
+        scaling: dict[str, Any] | None = None
         if self.rope_scaling:
-            rope["rope_type"] = "llama3"
-            rope |= {t: getattr(self.rope_scaling, o) for o, t in SCALING_NAMES}
+            scaling = {t: getattr(self.rope_scaling, o) for o, t in SCALING_NAMES}
+            scaling["rope_type"] = "llama3"
+        rope = scaling or {"rope_type": "default"}
         eos = list(self.eos_ids)
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "hidden_act": "silu",
             **{theirs: getattr(self, ours) for ours, theirs in HF_NAMES},
-            "rope_parameters": rope,
+            "rope_parameters": rope | {"rope_theta": self.rope_theta},
             # what readers of the older format look for
             "rope_theta": self.rope_theta,
-            "rope_scaling": rope if self.rope_scaling else None,
+            "rope_scaling": scaling,
             "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
         }
 
@@ -127,7 +136,9 @@ class LlamaConfig:
         except FileNotFoundError:
             raise Problem(f"There is no config.json in {Path(folder).name}.") from None
         except (json.JSONDecodeError, UnicodeDecodeError):
-            raise Problem(f"{path.name} in {path.parent.name} is damaged.") from None
+            values = None
+        if not isinstance(values, dict):
+            raise Problem(f"{path.name} in {path.parent.name} is damaged.")
         return cls.from_hf(values)
 
     def save(self, folder: Path) -> None:
@@ -160,6 +171,13 @@ HF_NAMES = (  # ours, Hugging Face's; without the first five there is no model
     ("tie_embeddings", "tie_word_embeddings"),
     ("bos_id", "bos_token_id"),
 )
+# what transformers' LlamaConfig takes when config.json says nothing
+HF_DEFAULTS: dict[str, Any] = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 SCALING_NAMES = (
     ("factor", "factor"),
     ("low_freq_factor", "low_freq_factor"),
@@ -174,4 +192,7 @@ def _scaling_from_hf(rope: dict[str, Any]) -> RopeScaling | None:
         return None
     if kind != "llama3":
         raise Problem(f"RoPE scaling {kind!r} is not Llama 3's; only 'llama3' is.")
+    missing = [theirs for _, theirs in SCALING_NAMES if theirs not in rope]
+    if missing:
+        raise Problem(f"The RoPE scaling in config.json lacks {', '.join(missing)}.")
     return RopeScaling(**{ours: rope[theirs] for ours, theirs in SCALING_NAMES})
