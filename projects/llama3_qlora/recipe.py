@@ -1,0 +1,109 @@
+"""How to train: the configuration, the optimizer, and what a token costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from projects.llama3_qlora.model import Llama
+from projects.llama3_qlora.muon import MuonAdamW
+from utils.runtime import Problem
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Linear warm-up, then cosine decay to `min_rate` times the learning rate.
+
+    `optimizer` is "adamw", or "muon", which here learns more per second but needs whole
+    matrices, so one process.
+    A step reads `accumulation` batches of the `Mixture`, which knows their size. "bf16"
+    computes in bfloat16 and keeps fp32 weights. `checkpoint_activations` computes each
+    block again in the backward pass in place of remembering it: a third more work for
+    much less memory (Chen et al. 2016). 0 for `evaluate_every` or `save_every` means
+    only at the end. `peak_flops` is what one device can do per second, 0 if unknown.
+
+    Raises `Problem` for values that make no sense.
+    """
+
+    steps: int
+    optimizer: str = "adamw"
+    learning_rate: float = 3e-3
+    min_rate: float = 0.1
+    warmup: int = 100
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    accumulation: int = 1
+    precision: str = "fp32"
+    checkpoint_activations: bool = False
+    log_every: int = 10
+    evaluate_every: int = 0
+    save_every: int = 0
+    seed: int = 0
+    peak_flops: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.accumulation, self.log_every) < 1:
+            raise Problem("steps, accumulation and log_every must be at least 1.")
+        others = (self.warmup, self.evaluate_every, self.save_every, self.seed)
+        if min(*others, self.weight_decay, self.peak_flops) < 0:
+            raise Problem(
+                "warmup, evaluate_every, save_every, seed, weight_decay and peak_flops "
+                "must be 0 or more."
+            )
+        if self.learning_rate <= 0 or self.clip <= 0 or not 0 <= self.min_rate <= 1:
+            raise Problem(
+                "learning_rate and clip must be above 0, min_rate from 0 to 1."
+            )
+        if self.precision not in ("fp32", "bf16"):
+            raise Problem(f'precision is "fp32" or "bf16", not {self.precision!r}.')
+        if self.optimizer not in ("adamw", "muon"):
+            raise Problem(f'optimizer is "adamw" or "muon", not {self.optimizer!r}.')
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        share = (1 + math.cos(math.pi * done)) / 2
+        return self.learning_rate * (self.min_rate + (1 - self.min_rate) * share)
+
+
+# What may change between a run and its continuation, because it moves no weight.
+FREE = {"log_every", "evaluate_every", "save_every", "peak_flops"}
+
+
+def make_optimizer(model: Llama, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), or Muon with AdamW for what it cannot do.
+    Only the blocks' matrices are decayed: the scales of norms have no reason to be
+    near 0, and the embedding of a rare token would fade between the few times it is
+    read."""
+    embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
+    decayed, others = list[Tensor](), list[Tensor]()
+    for weight in model.parameters():
+        inner = weight.dim() == 2 and weight is not embedding and weight is not head
+        (decayed if inner else others).append(weight)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if config.optimizer == "muon":
+        groups[0]["muon"] = True
+        return MuonAdamW(groups, betas=config.betas)
+    # fused is one kernel for the whole update; elsewhere (None) PyTorch takes foreach
+    fused = True if embedding.device.type in ("cpu", "cuda") else None
+    return torch.optim.AdamW(groups, betas=config.betas, fused=fused)
+
+
+def flops_per_token(model: Llama, context: int) -> int:
+    """Floating-point operations of forward and backward pass for one token: 6 for each
+    weight that multiplies, and attention to the whole context, as if nothing were
+    masked (Chowdhery et al. 2022, arXiv 2204.02311, appendix B)."""
+    c = model.config
+    weights = sum(weight.numel() for weight in model.parameters())
+    if not c.tie_embeddings:
+        weights -= c.vocab_size * c.hidden_size  # looked up, not multiplied
+    return 6 * weights + 12 * c.n_layers * c.n_heads * c.head_dim * context
