@@ -35,6 +35,8 @@ was taken from elsewhere, and no text of it is in this folder.
 
 ## Recipe
 
+A step reads 4 rows of 512 tokens.
+
 {recipe}
 
 `make models` trains it again; `log.jsonl` has loss, learning rate and gradient norm.
@@ -67,21 +69,24 @@ PURPOSES = {
 def write_card(
     folder: Path,
     n_parameters: int,
-    weights: Mapping[str, float],
-    how: TrainConfig,
+    weights: Mapping[str, Mapping[str, float]],
+    stages: Mapping[str, TrainConfig],
     results: Mapping[str, Interval],
 ) -> None:
-    """Write `README.md` and `exam.json` of a shipped model into its folder."""
-    recipe = {k: v for k, v in asdict(how).items() if k not in LEFT_OUT}
-    shares = [[name, f"{share:.0%}"] for name, share in weights.items()]
+    """Write `README.md` and `exam.json` of a shipped model into its folder. `weights`
+    and `stages` are the mixtures and settings of training, stage by stage; those after
+    the one named like the folder are not this model's."""
+    own = list(stages)[: list(stages).index(folder.name) + 1]
+    sources = dict.fromkeys(source for stage in own for source in weights[stage])
+    shares = [[s, *(_share(weights[stage], s) for stage in own)] for s in sources]
+    settings = [[k, *(str(getattr(stages[s], k)) for s in own)] for k in SETTINGS]
     rows = [[name, *_figures(result)] for name, result in results.items()]
-    settings = [[name, str(value)] for name, value in recipe.items()]
     text = CARD.format(
         name=folder.name,
         parameters=f"{n_parameters / 1e6:.1f}",
         purpose=PURPOSES[folder.name],
-        data=_table(["source", "share of the rows"], shares),
-        recipe=_table(["setting", "value"], settings),
+        data=_table(["share of the rows in stage", *own], shares),
+        recipe=_table(["setting in stage", *own], settings),
         results=_table(["what", "result", "95 % interval", "items"], rows),
     )
     (folder / "README.md").write_text(text, "utf-8")
@@ -89,7 +94,14 @@ def write_card(
     (folder / "exam.json").write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
 
 
-LEFT_OUT = ("log_every", "evaluate_every", "save_every", "peak_flops")
+SETTINGS = [
+    *("steps", "optimizer", "learning_rate", "min_rate", "warmup"),
+    *("weight_decay", "betas", "clip", "precision", "seed"),
+]
+
+
+def _share(weights: Mapping[str, float], source: str) -> str:
+    return f"{weights[source]:.0%}" if source in weights else ""
 
 
 def _figures(result: Interval) -> list[str]:

@@ -29,7 +29,7 @@ from utils import measure, runtime
 WORK, MODELS = runtime.ROOT / "build" / "models", runtime.ROOT / "data" / "models"
 CONTEXT, BATCH = 512, 4  # tokens of a row, rows of a batch
 BASE = TrainConfig(
-    steps=6_000,
+    steps=4_800,
     optimizer="muon",
     learning_rate=5e-3,
     min_rate=0.02,
@@ -37,7 +37,11 @@ BASE = TrainConfig(
     precision="bf16",
     save_every=200,
 )
-CHAT = replace(BASE, steps=1_500, learning_rate=2e-3, warmup=50)
+STAGES = {
+    "lists": replace(BASE, steps=500, min_rate=0.5),
+    "base": BASE,
+    "chat": replace(BASE, steps=1_500, learning_rate=2e-3, warmup=50),
+}
 
 
 def sizes(tokenizer: Tokenizer) -> LlamaConfig:
@@ -73,21 +77,25 @@ def token_file(tokenizer: Tokenizer, source: str) -> Path:
     return path
 
 
-def make(name: str, model: Llama, tokenizer: Tokenizer, how: TrainConfig) -> None:
-    """Train a model as far as it is not yet, put it into `data/models` in bfloat16,
-    examine what lies there, and write its card."""
-    weights = corpus.WEIGHTS[name]
+def fit(name: str, model: Llama, tokenizer: Tokenizer, how: TrainConfig) -> list[Line]:
+    """Train the model on the mixture of a stage, as far as it is not yet."""
     files: dict[str | Path, float] = {
-        token_file(tokenizer, source): w for source, w in weights.items()
+        token_file(tokenizer, source): weight
+        for source, weight in corpus.WEIGHTS[name].items()
     }
     mixture = Mixture(files, CONTEXT, BATCH)
-    log = train(model, mixture, how, WORK / name, label=f"{name} model")
+    return train(model, mixture, how, WORK / name, label=f"stage {name}")
+
+
+def publish(name: str, model: Llama, tokenizer: Tokenizer, log: list[Line]) -> None:
+    """Put a model into `data/models` in bfloat16, examine what lies there, and write
+    its card."""
     folder = MODELS / name
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save(folder)
     write_log(log, folder / "log.jsonl")
     count = measure.count_parameters(model)
-    write_card(folder, count, weights, how, examine(folder))
+    write_card(folder, count, corpus.WEIGHTS, STAGES, examine(folder))
 
 
 def write_log(log: list[Line], path: Path) -> None:
@@ -97,12 +105,14 @@ def write_log(log: list[Line], path: Path) -> None:
 
 
 def main() -> None:
-    """The base model, and from it the chat model."""
+    """Lists to learn copying, then the base model, and from it the chat model."""
     session = runtime.start(sys.argv[1] if sys.argv[1:] else "laptop", seed=0)
     tokenizer = made_tokenizer()
     model = Llama(sizes(tokenizer)).to(session.device)
-    make("base", model, tokenizer, BASE)
-    make("chat", model, tokenizer, CHAT)  # goes on from the base model's weights
+    fit("lists", model, tokenizer, STAGES["lists"])
+    for name in ("base", "chat"):  # each goes on from the weights before
+        log = fit(name, model, tokenizer, STAGES[name])
+        publish(name, model, tokenizer, log)
 
 
 if __name__ == "__main__":
