@@ -29,7 +29,7 @@ from utils import measure, runtime
 WORK, MODELS = runtime.ROOT / "build" / "models", runtime.ROOT / "data" / "models"
 CONTEXT, BATCH = 512, 4  # tokens of a row, rows of a batch
 BASE = TrainConfig(
-    steps=4_800,
+    steps=2_400,
     optimizer="muon",
     learning_rate=5e-3,
     min_rate=0.02,
@@ -39,8 +39,9 @@ BASE = TrainConfig(
 )
 STAGES = {
     "lists": replace(BASE, steps=500, min_rate=0.5),
+    "reading": replace(BASE, steps=800, min_rate=0.5, warmup=50),
     "base": BASE,
-    "chat": replace(BASE, steps=1_500, learning_rate=2e-3, warmup=50),
+    "chat": replace(BASE, steps=800, learning_rate=2e-3, warmup=50),
 }
 
 
@@ -105,14 +106,14 @@ def write_log(log: list[Line], path: Path) -> None:
 
 
 def main() -> None:
-    """Lists to learn copying, then the base model, and from it the chat model."""
+    """All stages: two to learn copying, the base model, and from it the chat model."""
     session = runtime.start(sys.argv[1] if sys.argv[1:] else "laptop", seed=0)
     tokenizer = made_tokenizer()
     model = Llama(sizes(tokenizer)).to(session.device)
-    fit("lists", model, tokenizer, STAGES["lists"])
-    for name in ("base", "chat"):  # each goes on from the weights before
-        log = fit(name, model, tokenizer, STAGES[name])
-        publish(name, model, tokenizer, log)
+    for name, how in STAGES.items():  # each goes on from the weights before
+        log = fit(name, model, tokenizer, how)
+        if name in ("base", "chat"):
+            publish(name, model, tokenizer, log)
 
 
 if __name__ == "__main__":

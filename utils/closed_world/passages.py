@@ -9,6 +9,7 @@ from utils.closed_world import words
 from utils.closed_world.facts import QUESTIONS, STATEMENTS, Fact, _forms
 from utils.closed_world.splits import Wordings, asked_for, names, towns
 from utils.closed_world.world import Dice
+from utils.runtime import Problem
 
 PEOPLE = ("trade", "home", "age", "favourite", "friend", "boss")
 GOODS = ("price", "colour", "material", "shop")
@@ -87,8 +88,8 @@ class Passage:
     """Some sentences about a town and a question to them. The answer stands word for
     word in `sentences[evidence_index]` (nowhere when it is "" and the index -1).
 
-    `more` holds (question, answer) pairs on the other sentences, `wrong` what the same relation is for
-    other subjects of the passage.
+    `more` holds (question, answer) pairs on the other sentences, `wrong` what the same
+    relation is for other subjects of the passage.
     """
 
     town: str
@@ -114,16 +115,21 @@ class Passage:
         return "\n".join([self.header, *lines]).strip()
 
 
-def passages(seed: int = 0, count: int = 100, split: str = "train") -> list[Passage]:
-    """Passages of 3 to 8 sentences about invented towns other than that of seed 0.
+def passages(
+    seed: int = 0, count: int = 100, split: str = "train", most: int = 8
+) -> list[Passage]:
+    """Passages of 2 to `most` sentences about invented towns other than that of seed 0.
 
     Some sentences tell the same about somebody else, or something else about the same
     subject. No person and no town occurs in two splits.
-    Raises `Problem` when split is not one of SPLITS or count is less than 1.
+    Raises `Problem` when split is not one of SPLITS, count is less than 1 or `most`
+    less than 2.
     """
     asked_for(split, count)
+    if most < 2:
+        raise Problem(f"most must be 2 or more, not {most!r}.")
     dice = Dice("passages", split, seed)
-    return [passage(dice, split) for _ in range(count)]
+    return [passage(dice, split, most) for _ in range(count)]
 
 
 def as_prompt(passage: Passage) -> str:
@@ -144,10 +150,10 @@ def without_answer(passage: Passage) -> Passage:
     return replace(passage, sentences=tuple(kept), answer="", evidence_index=-1)
 
 
-def passage(dice: Dice, split: str) -> Passage:
-    """One passage, drawn with these dice."""
+def passage(dice: Dice, split: str, most: int = 8) -> Passage:
+    """One passage of 2 to `most` sentences, drawn with these dice."""
     town = dice.pick(towns(split))
-    told = _told(dice, split)
+    told = _told(dice, split, most)
     order = dice.shuffled(range(len(told)))  # order.index(0): where the answer stands
     told_in_order = [told[i] for i in order]
     others = dice.shuffled(told[1:])
@@ -177,12 +183,12 @@ def _sentence(dice: Dice, town: str, fact: Fact) -> str:
     return words.capital(form.format(town=town, **_forms(fact))) + "."
 
 
-def _told(dice: Dice, split: str) -> list[Fact]:
-    """Three to eight facts, the one to ask for first; each relation has a value only
+def _told(dice: Dice, split: str, most: int) -> list[Fact]:
+    """Two to `most` facts, the one to ask for first; each relation has a value only
     once, so that no two sentences could answer one question, and never the subject
     that is asked about, so that a reply may name it."""
     told: list[Fact] = []
-    for subject, relation in _pairs(dice, split):
+    for subject, relation in _pairs(dice, split, most):
         taken = {f.value for f in told if f.relation == relation}
         taken |= {subject, *(f.subject for f in told[:1])}
         value = _value(dice, split, relation)
@@ -192,13 +198,13 @@ def _told(dice: Dice, split: str) -> list[Fact]:
     return told
 
 
-def _pairs(dice: Dice, split: str) -> list[tuple[str, str]]:
+def _pairs(dice: Dice, split: str, most: int) -> list[tuple[str, str]]:
     """(subject, relation): what is asked, the same of another, then a mixture."""
     group = dice.pick(GROUPS)
     relation = dice.pick(group)
     subject = _subject(dice, split, group)
     pairs = {(subject, relation): None}  # a dict keeps the order, a set does not
-    count = 3 + dice.below(6)
+    count = 2 + dice.below(most - 1)
     while len(pairs) < count:
         kind = dice.below(3) if len(pairs) > 1 else 0
         if kind == 0:
