@@ -23,8 +23,8 @@ BOOK = ROOT / "data" / "book"
 # What a cell must look like, and the words for whoever misses it.
 RULES = {
     "id": (
-        r"\d+\.\d+(-[a-z-]+)?|[BC]-[a-z-]+|Q\d{3}|C\d{2}",
-        "like 2.4, 2.2-bow, Q029 or C01",
+        r"\d+\.\d+(-[a-z-]+)?|[BC]-[a-z-]+|[QR]\d{3}|C\d{2}",
+        "like 2.4, 2.2-bow, Q029, R001 or C01",
     ),
     "notebook": (r"(planned )?(\d{2}\.\d+|[AC])", "like 02.3 or planned 04.2"),
     "title": (r".+", "given"),

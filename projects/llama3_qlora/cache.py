@@ -45,8 +45,12 @@ class KVCache:
         """Store the new k and v (batch, kv_heads, time, head_dim) of a layer and give
         all of the layer: two views (batch, kv_heads, length + time, head_dim).
 
-        Raises `Problem` when there is no room.
+        Raises `Problem` when there is no room, or the cache is for another batch size.
         """
+        if len(k) != self.keys.shape[1]:
+            raise Problem(
+                f"A cache for {self.keys.shape[1]} texts cannot hold {len(k)}."
+            )
         end = self.length + k.shape[2]
         if end > self.max_length:
             raise Problem(f"{end} tokens do not fit a cache of {self.max_length}.")

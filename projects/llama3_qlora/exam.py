@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from scipy import stats
@@ -142,39 +143,35 @@ def copying(student: Examinee, count: int = 400) -> dict[str, Interval]:
 
 
 def python(student: Examinee, count: int = 200) -> dict[str, Interval]:
-    """Held-out functions, cut off in the middle of a line: does the function parse when
-    the model has ended the line? And how often does it parse as it was cut off?"""
+    """Held-out functions, cut off in the middle of a line so that they do not parse: do
+    they when the model has ended the line?"""
     cut = list(cut_functions(count))
     ends = student.complete(cut, 48)
     lines = [text + end.split("\n")[0] for text, end in zip(cut, ends, strict=True)]
-    return {
-        "line of Python completed, function parses": rate([*map(parses, lines)]),
-        "the same without completion": rate([*map(parses, cut)]),
-    }
+    return {"Python parses after the line is completed": rate([*map(parses, lines)])}
 
 
 def cut_functions(count: int) -> Iterator[str]:
-    """Functions of held-out modules, each cut inside a line of its body that stands
-    alone (it closes what it opens)."""
+    """Functions of held-out modules, each cut inside a line of its body, where it is no
+    Python as it stands; of a module five at most."""
     dice = Dice("cut functions")
     texts = dice.shuffled([d.text for d in corpora.code() if d.split == "test"])
-    for text in texts:
-        lines = text.splitlines()
-        for node in ast.walk(ast.parse(text)):
-            if not isinstance(node, ast.FunctionDef) or len(node.body) < 3:
-                continue
-            last = node.body[1 + dice.below(len(node.body) - 1)]
-            line = lines[last.lineno - 1]
-            whole = lines[node.lineno - 1 : last.lineno]
-            if last.lineno != last.end_lineno or not parses("\n".join(whole)):
-                continue
-            code = line.lstrip()
-            kept = line[: len(line) - len(code) + 1 + dice.below(max(1, len(code) - 1))]
-            yield textwrap.dedent("\n".join([*whole[:-1], kept]))[-1_200:]
-            count -= 1
-            if count == 0:
-                return
-            break  # one function of a module, so that all modules have their say
+    cuts = (cut for text in texts for cut in islice(_cuts(text, dice), 5))
+    return islice(cuts, count)
+
+
+def _cuts(text: str, dice: Dice) -> Iterator[str]:
+    lines = text.splitlines()
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+    for node in dice.shuffled([f for f in functions if len(f.body) > 2]):
+        last = node.body[1 + dice.below(len(node.body) - 1)]
+        whole = "\n".join(lines[node.lineno - 1 : last.lineno])
+        if last.lineno != last.end_lineno or len(whole) > 1_000 or not parses(whole):
+            continue
+        line = len(lines[last.lineno - 1].strip())
+        cuts = [textwrap.dedent(whole[:-n]) for n in range(1, line)]
+        if broken := [cut for cut in cuts if not parses(cut)]:
+            yield dice.pick(broken)
 
 
 def parses(text: str) -> bool:

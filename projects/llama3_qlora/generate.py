@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from projects.llama3_qlora.cache import KVCache
 from projects.llama3_qlora.model import Llama
+from projects.llama3_qlora.tokenizer import Tokenizer
 from utils.runtime import Problem
 
 
@@ -39,7 +40,9 @@ class Sampling:
 def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     """Logits (batch, vocab) at the temperature, with what is not to be drawn at minus
     infinity. The likeliest token always stays."""
-    logits = logits.float() / sampling.temperature
+    logits = logits.float()
+    # the likeliest at 0: a temperature near 0 makes the others vanish, not overflow
+    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -130,3 +133,58 @@ def generate(
         if not running:
             break
     return texts
+
+
+def stream(
+    model: Llama,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    stop: Sequence[str] = (),
+) -> Iterator[str]:
+    """The answer to one prompt as text, piece by piece as it comes, until one of
+    `tokenizer.stop_ids`, a `stop` string (neither is given) or `max_new_tokens`.
+
+    No piece holds half a character. Text that could be the beginning of a stop string
+    waits until it is decided. Raises `Problem` as `tokens` does.
+    """
+    if isinstance(stop, str) or not all(stop):
+        raise Problem('`stop` is a list of texts, none empty, such as ["\\n\\n"].')
+    ids = _until(tokens(model, [prompt_ids], max_new_tokens, sampling), tokenizer)
+    return before_stop(tokenizer.decode_stream(ids), stop)
+
+
+def _until(chosen: Iterable[Tensor], tokenizer: Tokenizer) -> Iterator[int]:
+    for token in map(int, chosen):
+        if token in tokenizer.stop_ids:
+            return
+        yield token
+
+
+def before_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """The pieces of a text up to the first of the `stop` strings to be complete."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [(held.index(s) + len(s), held.index(s)) for s in stop if s in held]
+        if found:
+            held = held[: min(found)[1]]
+            break
+        sure = len(held) - _undecided(held, stop)
+        if sure:
+            yield held[:sure]
+        held = held[sure:]
+    if held:
+        yield held
+
+
+def _undecided(text: str, stop: Sequence[str]) -> int:
+    """How many characters at the end of `text` could begin a stop string."""
+    longest = min(len(text), max(map(len, stop), default=1) - 1)
+    ends = (n for n in range(longest, 0, -1) if _begins(text[-n:], stop))
+    return next(ends, 0)
+
+
+def _begins(end: str, stop: Sequence[str]) -> bool:
+    return any(s.startswith(end) for s in stop)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from projects.llama3_qlora.cache import KVCache
 from projects.llama3_qlora.checkpoint import load_weights, save_weights
 from projects.llama3_qlora.config import LlamaConfig
+from projects.llama3_qlora.linear import Linear
 from utils.runtime import Problem
 
 # cosine and sine, each (batch or 1, 1, time, head_dim) or (time, head_dim)
@@ -43,27 +44,29 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies
-    turns = scaling.original_positions * frequencies / (2 * math.pi)
+    # in this order transformers gets the same bits; an ulp shows after 2,000 tokens
+    turns = scaling.original_positions / (2 * math.pi / frequencies)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)  # 1: fast pairs stay as they are
     return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 
 
 def rotation(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> Rotation:
-    """Cosine and sine for positions (time,) or (batch, time)."""
+    """Cosine and sine for positions (time,) or (batch, time); the sine of the first
+    half of a head is negated, which is what `rotate` needs."""
     angles = positions[..., None].float() * frequencies
-    angles = torch.cat([angles, angles], -1)  # (..., time, head_dim)
     if positions.dim() == 2:
-        angles = angles[:, None]  # (batch, 1, time, head_dim): the same for all heads
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+        angles = angles[:, None]  # (batch, 1, time, pairs): the same for all heads
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn queries or keys (batch, heads, time, head_dim) by their positions: number i
     of a head is paired with number i + head_dim / 2 (Su et al. 2021)."""
     cos, sin = rotation
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
+    partner = x.roll(x.shape[-1] // 2, -1)
+    return (x * cos).addcmul_(partner, sin)
 
 
 class Attention(nn.Module):
@@ -75,10 +78,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         queries = config.n_heads * config.head_dim
         keys = config.n_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, queries)
+        self.k_proj = Linear(config.hidden_size, keys)
+        self.v_proj = Linear(config.hidden_size, keys)
+        self.o_proj = Linear(queries, config.hidden_size)
 
     def forward(
         self,
@@ -120,9 +123,9 @@ class MLP(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(hidden, inner, bias=False)
-        self.up_proj = nn.Linear(hidden, inner, bias=False)
-        self.down_proj = nn.Linear(inner, hidden, bias=False)
+        self.gate_proj = Linear(hidden, inner)
+        self.up_proj = Linear(hidden, inner)
+        self.down_proj = Linear(inner, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -220,7 +223,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.initialize()
