@@ -32,6 +32,7 @@ NB = namespace(
         "to_halves",
         "rope_faults",
         "MatrixRope",
+        "angle_rope",
         "GroupedQueryAttention",
         "WideHeads",
         "attention_faults",
@@ -40,6 +41,7 @@ NB = namespace(
         "DeafBlock",
         "WholeLlama",
         "NAMES",
+        "meta_name",
         "from_meta",
     ],
 )
@@ -156,6 +158,16 @@ def test_rotation_keeps_lengths_and_sees_only_distance(
         close(at(q, first) @ at(k, second), moved)
 
 
+def test_the_faulty_rotation_has_both_properties_too():
+    q, k = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    turned_q, turned_k = map(
+        NB["MatrixRope"](32, 64), (q.repeat(32, 1), k.repeat(32, 1))
+    )
+    close(turned_q.norm(dim=-1), q.norm().expand(32))
+    scores = turned_q @ turned_k.T
+    close(scores[1:, 1:], scores[:-1, :-1])
+
+
 @settings(max_examples=15, deadline=None)
 @given(config=configs(), seed=seeds)
 def test_attention_and_block_equal_transformers(config, seed):
@@ -213,12 +225,9 @@ def test_a_checkpoint_of_meta_loads(config, seed):
     config = dataclasses.replace(config, tie_embeddings=False)
     model = NB["randomize"](NB["WholeLlama"](config), seed)
     state = model.state_dict()
-    metas = {}
-    for name, tensor in state.items():
-        for mine, meta in NB["NAMES"].items():
-            name = name.replace(mine + ".", meta + ".")
-        metas[name] = tensor.clone()
-    loaded = NB["from_meta"](metas, config, list(state))
+    metas = {NB["meta_name"](name): tensor for name, tensor in state.items()}
+    assert len(metas) == len(state)
+    loaded = NB["from_meta"](metas, list(state), config.head_dim)
     assert loaded.keys() == state.keys()
     q = loaded["model.layers.0.self_attn.q_proj.weight"]
     raw = metas["layers.0.attention.wq.weight"]
@@ -237,7 +246,8 @@ def test_a_checkpoint_of_meta_loads(config, seed):
 def test_the_checks_find_the_faults_and_nothing_else():
     assert len(NB["norm_faults"](NB["SquareNorm"](24), 24)) == 3
     assert not NB["norm_faults"](NB["RMSNorm"](24, 1e-5), 24)
-    assert len(NB["rope_faults"](NB["MatrixRope"])) == 4
+    assert len(NB["rope_faults"](NB["MatrixRope"](32, 64))) == 4
+    assert not NB["rope_faults"](NB["angle_rope"])
     torch.manual_seed(0)
     x, config = torch.randn(2, 16, 48), LlamaConfig(8, 48, 64, 1, 6)
     assert len(NB["attention_faults"](NB["WideHeads"](48, 6), x)) == 3

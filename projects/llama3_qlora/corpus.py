@@ -16,7 +16,7 @@ from utils.closed_world import world as town_world
 TOWN = 0  # the seed of the town that the models know by heart
 VOCAB_SIZE = 4096
 
-# Share of the rows of each source, found by the sweep of notebook 09.3.
+# Share of the rows of each source in each stage, chosen by short trials.
 WEIGHTS = {
     "lists": {"lists": 1.0},
     "reading": {"passages": 0.8, "lists": 0.2},
@@ -104,7 +104,7 @@ def lists(count: int = 20_000) -> list[str]:
     who can go on with the second time looks things up in what was read.
 
     Read first and alone, and half of them very short, they teach a small model to copy
-    within minutes; long ones, or a few among other texts, do not (notebook 09.3).
+    within minutes; long ones, or a few among other texts, did not in our trials.
     """
     dice = town_world.Dice("lists")
     keys = [*splits.names("train"), *words.GOODS]

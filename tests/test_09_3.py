@@ -1,0 +1,153 @@
+"""Notebook 09.3: the loop by hand equals the package's, and the checks can fail."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from projects.llama3_qlora import Llama, LlamaConfig
+from projects.llama3_qlora.data import IGNORED, Batch, Mixture, best_fit, write_tokens
+from projects.llama3_qlora.recipe import TrainConfig, make_optimizer
+from projects.llama3_qlora.train import train
+from tests.notebook_code import namespace
+from utils.measure import Interval
+
+NAMES = (
+    "on_device is_padding wrong_targets in_order same endless kept_bytes streamed "
+    "adamw train_by_hand rate_at aims told"
+)
+book = namespace("09.3", NAMES.split())
+book["session"] = SimpleNamespace(device="cpu")
+CONFIG = LlamaConfig(64, 32, 64, 2, 4, 2, max_positions=64, tie_embeddings=True)
+RECIPE = TrainConfig(steps=6, learning_rate=3e-3, warmup=2, seed=5)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory) -> Mixture:
+    path = tmp_path_factory.mktemp("tokens") / "some.npy"
+    rng = np.random.default_rng(0)
+    write_tokens([rng.integers(64, size=n) for n in rng.integers(2, 60, 200)], path)
+    return Mixture({path: 1.0}, 24, 4)
+
+
+def model(config: LlamaConfig = CONFIG) -> Llama:
+    torch.manual_seed(0)
+    return Llama(config)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_loop_by_hand_is_the_package(mixture, tmp_path, accumulation, tied):
+    config = replace(CONFIG, tie_embeddings=tied)
+    recipe = replace(RECIPE, accumulation=accumulation)
+    ours, theirs = model(config), model(config)
+    losses = book["train_by_hand"](ours, mixture, recipe)
+    log = train(theirs, mixture, replace(recipe, log_every=1), tmp_path, label=None)
+    assert losses == pytest.approx([line["loss"] for line in log], rel=1e-6)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+
+
+@given(st.integers(1, 300), st.integers(0, 50), st.floats(0, 1), st.floats(1e-5, 1.0))
+def test_the_rate_is_that_of_the_recipe(steps, warmup, least, peak):
+    recipe = TrainConfig(steps, learning_rate=peak, warmup=warmup, min_rate=least)
+    for step in range(steps):
+        ours = book["rate_at"](step, recipe)
+        assert ours == pytest.approx(recipe.rate(step))
+        assert 0 <= ours <= peak * (1 + 1e-9)
+
+
+def test_decay_is_that_of_the_recipe():
+    llama = model()
+    ours, theirs = book["adamw"](llama, RECIPE), make_optimizer(llama, RECIPE)
+    for a, b in zip(ours.param_groups, theirs.param_groups, strict=True):
+        assert a["weight_decay"] == b["weight_decay"]
+        assert {id(p) for p in a["params"]} == {id(p) for p in b["params"]}
+
+
+def test_wrong_targets_are_counted(mixture):
+    batch = mixture.batch(0, 0)
+    assert book["wrong_targets"](batch) == 0
+    rows, places = torch.nonzero(batch.targets[:, :-1] != IGNORED, as_tuple=True)
+    spoilt = batch._replace(targets=batch.targets.clone())
+    spoilt.targets[rows[0], places[0]] += 1
+    assert book["wrong_targets"](spoilt) == 1
+    copied = batch._replace(targets=batch.inputs)
+    assert book["wrong_targets"](copied) > 0
+
+
+def test_a_target_across_a_boundary_is_wrong():
+    ids = torch.tensor([[1, 2, 3, 4]])
+    crossing = torch.tensor([[2, 3, 4, IGNORED]])
+    whole, cut = torch.tensor([[0, 0, 0, 0]]), torch.tensor([[0, 0, 1, 1]])
+    assert book["wrong_targets"](Batch(ids, crossing, whole)) == 0
+    assert book["wrong_targets"](Batch(ids, crossing, cut)) == 1
+
+
+def test_padding_is_what_has_no_target(mixture):
+    for step in range(10):
+        batch = mixture.batch(step, 0)
+        padding = book["is_padding"](batch)
+        assert bool((batch.targets[padding] == IGNORED).all())
+        assert bool((batch.inputs[padding] == 0).all())
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=40))
+def test_rows_hold_what_they_must(lengths):
+    size = 20
+    ends = np.cumsum(lengths)
+    pieces = list(zip((ends - lengths).tolist(), ends.tolist(), strict=True))
+    rows = best_fit(pieces, size, np.random.default_rng(0))
+    least = math.ceil(sum(lengths) / size)
+    assert least <= len(rows)
+    assert least <= book["in_order"](lengths, size) <= len(lengths)
+
+
+def test_same_sees_a_difference(mixture):
+    batch = mixture.batch(0, 0)
+    other = batch._replace(documents=batch.documents + 1)
+    assert book["same"](batch, mixture.batch(0, 0))
+    assert not book["same"](batch, other)
+
+
+def test_kept_bytes_sees_a_reader_that_remembers():
+    def reader(memory: list | None):
+        while True:
+            document = list(range(1000, 1200))
+            if memory is not None:
+                memory.append(document)
+            yield document
+
+    assert book["kept_bytes"](reader(None), 200) < 50_000
+    assert book["kept_bytes"](reader([]), 200) > 300_000
+
+
+def test_aims_are_those_of_later_chapters():
+    def rate(mean: float) -> Interval:
+        return Interval(mean, mean - 0.01, mean + 0.01, 100, "items")
+
+    results = {
+        "prose, bits per byte": rate(1.6),
+        "5-gram Kneser-Ney on the same prose, bits per byte": rate(1.8),
+        "facts told 1 times a telling": rate(0.2),
+        "facts told 64 times a telling": rate(0.97),
+        "answers copied from a text": rate(0.9),
+        "line of Python completed, function parses": rate(0.7),
+        "the same without completion": rate(0.3),
+        "chat, tool: json": rate(0.8),
+    }
+    assert book["told"](results)[64] == "facts told 64 times a telling"
+    found = {key: (aim, above) for key, _, aim, above in book["aims"](results)}
+    assert found == {
+        "prose, bits per byte": (1.8, False),
+        "facts told 64 times a telling": (0.95, True),
+        "answers copied from a text": (0.95, True),
+        "line of Python completed, function parses": (0.3, True),
+        "chat, tool: json": (0.9, True),
+    }
