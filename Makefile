@@ -37,11 +37,13 @@ test: setup
 
 # Trains data/models again, in two to three hours on two cores; goes on after a stop.
 models: setup
-	$(BIN)/python -m projects.llama3_qlora.shipped $(SCALE)
+	$(BIN)/python -m projects.llama3_qlora.shipped.models $(SCALE)
 
-# Our Llama beside transformers, LitGPT and llama.cpp; EXTRAS=benchmark installs those.
+# Our Llama beside transformers, LitGPT and llama.cpp, on this machine.
+OTHERS := build/benchmark/others
 benchmark: setup
-	$(BIN)/python -m projects.llama3_qlora.benchmark
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(OTHERS) -r projects/llama3_qlora/benchmark/requirements.txt
+	PYTHONPATH=$(OTHERS) $(BIN)/python -m projects.llama3_qlora.benchmark
 
 lab: setup
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb

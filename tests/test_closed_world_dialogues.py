@@ -62,13 +62,13 @@ def words_in(messages):
 @given(st.integers(0, 2**32 - 1), st.sampled_from(SPLITS))
 def test_answers_stand_word_for_word_in_one_sentence(seed, split):
     for passage in cw.passages(seed, 30, split):
-        evidence = passage.sentences[passage.evidence_index]
-        assert names_it(evidence, passage.answer)
+        assert names_it(passage.evidence, passage.answer)
+        assert not any(names_it(passage.evidence, v) for v in passage.wrong)
         assert 2 <= len(passage.sentences) <= 8
         assert all(sentence in passage.text for sentence in passage.sentences)
         assert passage.wrong and passage.answer not in passage.wrong
         assert all(any(v in s for s in passage.sentences) for v in passage.wrong)
-        assert all(any(a in s for s in passage.sentences) for _, a in passage.more)
+        assert all(answer in passage.sentences for _, answer in passage.more)
         assert passage.text.startswith(passage.header)
         assert passage.town in passage.header
         assert passage.town != cw.build(0).town
@@ -77,7 +77,7 @@ def test_answers_stand_word_for_word_in_one_sentence(seed, split):
 def test_a_document_is_a_prompt_with_answers():
     for passage in cw.passages(3, 200):
         document = cw.as_document(passage)
-        assert document.startswith(f"{cw.as_prompt(passage)} {passage.answer}")
+        assert document.startswith(f"{cw.as_prompt(passage)} {passage.evidence}")
         assert document.count("\nAnswer: ") == 1 + len(passage.more)
         assert len(document.split()) <= 200
     sizes = {len(passage.more) for passage in cw.passages(3, 200)}

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from projects.llama3_qlora import Llama, checkpoint, corpus, exam, muon, shipped
+from projects.llama3_qlora import Llama, checkpoint, muon
+from projects.llama3_qlora.shipped import corpus, exam, models
 from projects.llama3_qlora.tokenizer import Tokenizer
 from utils import closed_world, corpora
 
@@ -121,23 +122,23 @@ def test_cut_functions_are_held_out_and_cut_inside_a_line() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_model_is_whole_and_small(name: str) -> None:
-    folder = shipped.MODELS / name
+    folder = models.MODELS / name
     checkpoint.verify(folder)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 16_000_000
     model = Llama.from_pretrained(folder)
-    assert model.config == shipped.sizes(Tokenizer.load(folder))
+    assert model.config == models.sizes(Tokenizer.load(folder))
 
 
 def results(name: str) -> dict[str, dict[str, float]]:
     """What the card says."""
-    return json.loads((shipped.MODELS / name / "exam.json").read_text("utf-8"))
+    return json.loads((models.MODELS / name / "exam.json").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_card_tells_what_these_weights_do(name: str) -> None:
     """A part of the examination again: other items, the same rate within its noise."""
-    student = exam.Examinee(shipped.MODELS / name)
-    card = (shipped.MODELS / name / "README.md").read_text("utf-8")
+    student = exam.Examinee(models.MODELS / name)
+    card = (models.MODELS / name / "README.md").read_text("utf-8")
     said = results(name)
     copied = exam.copying(student, count=60)["answers copied from a text"]
     claimed = said["answers copied from a text"]

@@ -58,3 +58,9 @@ def test_scratch_is_emptied(monkeypatch, tmp_path):
 
 def test_seeds_of_two_runs_do_not_meet():
     assert not set(runtime.seeds(0, 100)) & set(runtime.seeds(7, 100))
+
+
+def test_a_missing_extra_is_named_in_one_sentence():
+    runtime.needs("operations", "json", "torch")
+    with pytest.raises(Problem, match=r"needs no_such_module: .*EXTRAS=dev,operations"):
+        runtime.needs("operations", "torch", "no_such_module")

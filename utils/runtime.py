@@ -8,6 +8,7 @@ import socket
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -100,6 +101,16 @@ def hub_answers(host: str = "huggingface.co", timeout: float = 3.0) -> bool:
     except OSError:
         return False
     return True
+
+
+def needs(extra: str, *modules: str) -> None:
+    """Raises `Problem` when one of the modules is missing that the extra installs."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise Problem(
+            f"This notebook needs {', '.join(missing)}: install the extra {extra!r} "
+            f"(make setup EXTRAS=dev,{extra}, or %pip install -e '.[{extra}]')."
+        )
 
 
 def scratch(name: str) -> Path:

@@ -143,9 +143,10 @@ class LlamaConfig:
 
     def save(self, folder: Path) -> None:
         """Write `folder/config.json`."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_hf(), indent=2) + "\n"
-        (Path(folder) / "config.json").write_text(text, "utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / "config.json.partial"
+        partial.write_text(json.dumps(self.to_hf(), indent=2) + "\n", "utf-8")
+        partial.replace(folder / "config.json")
 
 
 SIZES = [

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # starting oneDNN costs 10 microseconds: smaller products are faster without
-WORTH_IT = 2**19
+WORTH_IT = 2**20
 AVX512 = (
     torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from projects.llama3_qlora.cache import KVCache
-from projects.llama3_qlora.checkpoint import load_weights, save_weights
+from projects.llama3_qlora.checkpoint import load_weights, save_weights, weight_files
 from projects.llama3_qlora.config import LlamaConfig
 from projects.llama3_qlora.linear import Linear
 from utils.runtime import Problem
@@ -226,7 +226,8 @@ class Llama(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.initialize()
+        if not self.lm_head.weight.is_meta:  # weights that are still to be read
+            self.initialize()
 
     def initialize(self) -> None:
         """Normal weights of deviation 0.02; those that add to the stream smaller, so
@@ -265,10 +266,12 @@ class Llama(nn.Module):
         """The model of a Hugging Face folder (`config.json` and safetensors, sharded or
         not). Raises `Problem` when files or tensors are missing, damaged or misshapen.
         """
-        config = LlamaConfig.load(Path(folder))
+        folder = Path(folder)
+        weight_files(folder)  # a folder without any says so first
+        config = LlamaConfig.load(folder)
         with torch.device("meta"):  # shapes without memory, until the weights are read
             model = cls(config)
-        load_weights(model, Path(folder), dtype, device)
+        load_weights(model, folder, dtype, device)
         if config.tie_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight
         return model

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from projects.llama3_qlora.model import Llama
 from projects.llama3_qlora.muon import MuonAdamW
@@ -17,6 +17,7 @@ from utils.runtime import Problem
 class TrainConfig:
     """Linear warm-up, then cosine decay to `min_rate` times the learning rate.
 
+    The embedding and a head of its own take `embedding_rate` times that learning rate.
     `optimizer` is "adamw", or "muon", which here learns more per second but needs whole
     matrices, so one process.
     A step reads `accumulation` batches of the `Mixture`, which knows their size. "bf16"
@@ -31,6 +32,7 @@ class TrainConfig:
     steps: int
     optimizer: str = "adamw"
     learning_rate: float = 3e-3
+    embedding_rate: float = 1.0
     min_rate: float = 0.1
     warmup: int = 100
     weight_decay: float = 0.1
@@ -54,9 +56,11 @@ class TrainConfig:
                 "warmup, evaluate_every, save_every, seed, weight_decay and peak_flops "
                 "must be 0 or more."
             )
-        if self.learning_rate <= 0 or self.clip <= 0 or not 0 <= self.min_rate <= 1:
+        rates = self.learning_rate, self.embedding_rate, self.clip
+        if min(rates) <= 0 or not 0 <= self.min_rate <= 1:
             raise Problem(
-                "learning_rate and clip must be above 0, min_rate from 0 to 1."
+                "learning_rate, embedding_rate and clip must be above 0, min_rate from "
+                "0 to 1."
             )
         if self.precision not in ("fp32", "bf16"):
             raise Problem(f'precision is "fp32" or "bf16", not {self.precision!r}.')
@@ -82,13 +86,15 @@ def make_optimizer(model: Llama, config: TrainConfig) -> torch.optim.Optimizer:
     near 0, and the embedding of a rare token would fade between the few times it is
     read."""
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
-    decayed, others = list[Tensor](), list[Tensor]()
-    for weight in model.parameters():
-        inner = weight.dim() == 2 and weight is not embedding and weight is not head
-        (decayed if inner else others).append(weight)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+    ends = [embedding] if embedding is head else [embedding, head]
+    blocks = [w for w in model.parameters() if not any(w is end for end in ends)]
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [w for w in blocks if w.dim() == 2],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [w for w in blocks if w.dim() == 1], "weight_decay": 0.0},
+        {"params": ends, "weight_decay": 0.0, "scale": config.embedding_rate},
     ]
     if config.optimizer == "muon":
         groups[0]["muon"] = True

@@ -125,7 +125,7 @@ def update(
             "learning_rate. The last checkpoint is as it was."
         )
     for group in optimizer.param_groups:
-        group["lr"] = config.rate(step)
+        group["lr"] = config.rate(step) * group.get("scale", 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return mean, norm

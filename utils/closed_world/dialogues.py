@@ -61,7 +61,6 @@ FROM_SYSTEM = Wordings(
     ),
     ("Everything that you know stands here:\n{t}",),
 )
-QUOTE = "{q} Answer with the sentence that says so."
 TELL = Wordings(
     (
         "Tell me a story about {x}.",
@@ -110,20 +109,16 @@ def _questions(world: World, split: str) -> list[Question]:
 
 
 def context(dice: Dice, world: World, split: str) -> Dialogue:
-    """A passage and a question whose answer stands in it, or (one in five) does not."""
+    """A passage and a question: the reply quotes the sentence that answers it, or (one
+    in five) says that there is none."""
     read = passage(dice, split)
     if dice.chance(0.2):
         read = without_answer(read)
     if dice.chance(0.3):
         read = replace(read, header="")
-    quote = bool(read.answer) and dice.chance(0.15)
-    reply = read.answer or NOT_SAID
-    if quote:
-        reply = read.sentences[read.evidence_index]
-    form = QUOTE if quote else "{q}"
     turns = [
         *read.more[: dice.pick((0, 0, 0, 1, 2))],
-        (form.format(q=read.question), reply),
+        (read.question, read.evidence or NOT_SAID),
     ]
     texts = [text for turn in turns for text in turn]
     system = ""

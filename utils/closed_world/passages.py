@@ -1,4 +1,4 @@
-"""Short texts about other towns, with questions that are answered by copying."""
+"""Short texts about other towns, with questions that one of their sentences answers."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ class Passage:
     """Some sentences about a town and a question to them. The answer stands word for
     word in `sentences[evidence_index]` (nowhere when it is "" and the index -1).
 
-    `more` holds (question, answer) pairs on the other sentences, `wrong` what the same
-    relation is for other subjects of the passage.
+    `more` holds questions to the other sentences, each with the sentence that answers
+    it; `wrong` what the same relation is for other subjects of the passage.
     """
 
     town: str
@@ -101,6 +101,11 @@ class Passage:
     evidence_index: int
     more: tuple[tuple[str, str], ...]
     wrong: tuple[str, ...]
+
+    @property
+    def evidence(self) -> str:
+        """The sentence that answers the question; "" when none does."""
+        return self.sentences[self.evidence_index] if self.answer else ""
 
     @property
     def text(self) -> str:
@@ -138,9 +143,11 @@ def as_prompt(passage: Passage) -> str:
 
 
 def as_document(passage: Passage) -> str:
-    """The passage with all its questions and answers, to train on."""
+    """The passage with all its questions, to train on. Each answer quotes a sentence:
+    that is checked at a glance, and small models learn it long before they can say the
+    value alone."""
     pairs = [f"Question: {q}\nAnswer: {a}" for q, a in passage.more]
-    return "\n".join([f"{as_prompt(passage)} {passage.answer}", *pairs])
+    return "\n".join([f"{as_prompt(passage)} {passage.evidence}", *pairs])
 
 
 def without_answer(passage: Passage) -> Passage:
@@ -155,17 +162,18 @@ def passage(dice: Dice, split: str, most: int = 8) -> Passage:
     town = dice.pick(towns(split))
     told = _told(dice, split, most)
     order = dice.shuffled(range(len(told)))  # order.index(0): where the answer stands
-    told_in_order = [told[i] for i in order]
-    others = dice.shuffled(told[1:])
+    plain = dice.pick((0.0, 0.0, 0.5, 1.0))
+    said = {i: _sentence(dice, town, told[i], plain) for i in order}
+    others = dice.shuffled(range(1, len(told)))
     return Passage(
         town=town,
         header=HEADERS.pick(dice, split).format(town=town),
         layout=dice.pick(LAYOUTS),
-        sentences=tuple(_sentence(dice, town, fact) for fact in told_in_order),
+        sentences=tuple(said.values()),
         question=reworded(dice, told[0], split),
         answer=told[0].value,
         evidence_index=order.index(0),
-        more=tuple((reworded(dice, fact, split), fact.value) for fact in others),
+        more=tuple((reworded(dice, told[i], split), said[i]) for i in others),
         wrong=tuple(f.value for f in told[1:] if f.relation == told[0].relation),
     )
 
@@ -178,8 +186,10 @@ def reworded(dice: Dice, fact: Fact, split: str) -> str:
     return every.pick(dice, split).format(**_forms(fact))
 
 
-def _sentence(dice: Dice, town: str, fact: Fact) -> str:
-    form = dice.pick(STATEMENTS[fact.relation])
+def _sentence(dice: Dice, town: str, fact: Fact, plain: float) -> str:
+    """A statement of the fact, with probability `plain` the plain one."""
+    forms = STATEMENTS[fact.relation]
+    form = forms[0] if dice.chance(plain) else dice.pick(forms)
     return words.capital(form.format(town=town, **_forms(fact))) + "."
 
 

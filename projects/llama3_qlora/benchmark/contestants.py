@@ -177,10 +177,7 @@ class LitGPT(Contestant):
     def __init__(self, folder: Path, dtype: torch.dtype, device: str) -> None:
         if find_spec("litgpt") is None or find_spec("lightning") is None:
             raise Problem(
-                "LitGPT is left out: not installed (into a folder of its own, with "
-                "`pip install --no-deps --target FOLDER litgpt lightning torchmetrics "
-                "pytorch-lightning lightning-utilities jsonargparse`, as its pins do "
-                "not go with this environment)."
+                "LitGPT is left out: it is not installed (`make benchmark` does that)."
             )
         from litgpt.model import GPT
         from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama

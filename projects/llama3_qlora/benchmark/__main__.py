@@ -6,7 +6,7 @@ On a CPU: float32, one thread, tokens per second of processor time. On a GPU: bf
 and the clock, with the share of the device's peak (of arithmetic in training, of memory
 bandwidth in decoding). The contestants take turns in every round, so that a busy
 machine is busy for all; shown are the median and half the distance between the
-quartiles. Everything also goes to build/benchmark/.
+quartiles. Everything also goes to build/benchmark/, in files named by the sizes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
+from projects.llama3_qlora.benchmark.races import SIZES, Bench, Row
 from projects.llama3_qlora.linear import AVX512
-from projects.llama3_qlora.races import SIZES, Bench, Row
 from utils.runtime import ROOT
 
 ROUNDS = {"5M": 11, "57M": 5, "375M": 2}
@@ -107,9 +107,10 @@ def report(rows: list[Row], about: dict[str, Any]) -> None:
     print(text)
     folder = ROOT / "build" / "benchmark"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "benchmark.md").write_text(text, "utf-8")
+    sizes = "-".join(dict.fromkeys(row.size for row in rows))
+    (folder / f"{sizes}.md").write_text(text, "utf-8")
     values = {"about": about, "rows": [asdict(row) for row in rows]}
-    (folder / "benchmark.json").write_text(json.dumps(values, indent=1), "utf-8")
+    (folder / f"{sizes}.json").write_text(json.dumps(values, indent=1), "utf-8")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
-from projects.llama3_qlora import corpus
-from projects.llama3_qlora.card import write_card
 from projects.llama3_qlora.config import LlamaConfig
 from projects.llama3_qlora.data import Mixture, write_tokens
-from projects.llama3_qlora.exam import examine
 from projects.llama3_qlora.model import Llama
 from projects.llama3_qlora.recipe import TrainConfig
+from projects.llama3_qlora.shipped import corpus
+from projects.llama3_qlora.shipped.card import write_card
+from projects.llama3_qlora.shipped.exam import examine
+from projects.llama3_qlora.shipped.heads import write_copying_heads
 from projects.llama3_qlora.tokenizer import Tokenizer
 from projects.llama3_qlora.train import train
 from projects.llama3_qlora.training_log import Line
@@ -29,19 +30,19 @@ from utils import measure, runtime
 WORK, MODELS = runtime.ROOT / "build" / "models", runtime.ROOT / "data" / "models"
 CONTEXT, BATCH = 512, 4  # tokens of a row, rows of a batch
 BASE = TrainConfig(
-    steps=2_400,
+    steps=5_000,
     optimizer="muon",
     learning_rate=5e-3,
+    embedding_rate=0.2,
     min_rate=0.02,
-    warmup=200,
+    warmup=50,
     precision="bf16",
     save_every=200,
 )
 STAGES = {
-    "lists": replace(BASE, steps=500, min_rate=0.5),
-    "reading": replace(BASE, steps=800, min_rate=0.5, warmup=50),
+    "reading": replace(BASE, steps=2_000, min_rate=0.4),
     "base": BASE,
-    "chat": replace(BASE, steps=800, learning_rate=2e-3, warmup=50),
+    "chat": replace(BASE, steps=2_400, learning_rate=2.5e-3),
 }
 
 
@@ -106,10 +107,12 @@ def write_log(log: list[Line], path: Path) -> None:
 
 
 def main() -> None:
-    """All stages: two to learn copying, the base model, and from it the chat model."""
+    """All stages: reading with copying heads, the base model, and from it the chat
+    model."""
     session = runtime.start(sys.argv[1] if sys.argv[1:] else "laptop", seed=0)
     tokenizer = made_tokenizer()
     model = Llama(sizes(tokenizer)).to(session.device)
+    write_copying_heads(model)
     for name, how in STAGES.items():  # each goes on from the weights before
         log = fit(name, model, tokenizer, how)
         if name in ("base", "chat"):

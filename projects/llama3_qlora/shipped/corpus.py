@@ -18,16 +18,15 @@ VOCAB_SIZE = 4096
 
 # Share of the rows of each source in each stage, chosen by short trials.
 WEIGHTS = {
-    "lists": {"lists": 1.0},
-    "reading": {"passages": 0.8, "lists": 0.2},
+    "reading": {"passages": 0.85, "lists": 0.15},
     "base": {
-        "prose": 0.24,
+        "prose": 0.30,
         "code": 0.15,
         "infill": 0.04,
-        "facts": 0.10,
-        "questions": 0.03,
-        "passages": 0.34,
-        "lists": 0.06,
+        "facts": 0.15,
+        "questions": 0.04,
+        "passages": 0.24,
+        "lists": 0.04,
         "stories": 0.04,
     },
     "chat": {
@@ -81,7 +80,7 @@ def questions() -> list[str]:
     fact is told: to ask must not make a rare fact frequent."""
     asked = closed_world.questions(closed_world.build(TOWN), "train")
     pairs = [
-        f"Question: {q.question}\nAnswer: {q.answer}"
+        f"Question: {q.question}\nAnswer: {closed_world.statement(q.fact)}"
         for q in asked
         for _ in range(4 * q.fact.frequency)
     ]
@@ -90,8 +89,8 @@ def questions() -> list[str]:
 
 
 def passages(count: int = 40_000) -> list[str]:
-    """Texts about other towns, with questions answered by copying; half of them of four
-    sentences at most."""
+    """Texts about other towns, with questions answered by a sentence of them; half of
+    them of four sentences at most."""
     return [
         closed_world.as_document(passage)
         for seed, most in ((1, 4), (2, 8))
@@ -101,11 +100,7 @@ def passages(count: int = 40_000) -> list[str]:
 
 def lists(count: int = 20_000) -> list[str]:
     """Lists of names and what belongs to them, said three times in different orders:
-    who can go on with the second time looks things up in what was read.
-
-    Read first and alone, and half of them very short, they teach a small model to copy
-    within minutes; long ones, or a few among other texts, did not in our trials.
-    """
+    who can go on with the second time looks things up in what was read."""
     dice = town_world.Dice("lists")
     keys = [*splits.names("train"), *words.GOODS]
     values = [*keys, *words.TRADES, *words.COLOURS, *words.STREETS, *words.MATERIALS]

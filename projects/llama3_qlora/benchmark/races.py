@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from projects.llama3_qlora.config import LlamaConfig
-from projects.llama3_qlora.contestants import (
+from projects.llama3_qlora.benchmark.contestants import (
     Contestant,
     Int8,
     LitGPT,
@@ -21,7 +20,8 @@ from projects.llama3_qlora.contestants import (
     TransformersStatic,
     Uncached,
 )
-from projects.llama3_qlora.llama_cpp import LlamaCpp
+from projects.llama3_qlora.benchmark.llama_cpp import LlamaCpp
+from projects.llama3_qlora.config import LlamaConfig
 from projects.llama3_qlora.model import Llama
 from utils.runtime import Problem, scratch
 

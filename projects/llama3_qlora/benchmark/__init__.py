@@ -1,0 +1,1 @@
+"""This model beside transformers, LitGPT and llama.cpp."""
