@@ -25,7 +25,8 @@ NAMES = (
     "LearnedPositions RotaryPositions SelfAttention GeluMLP Gate GatedMLP Design Layer "
     "LadderModel climb LADDER FROM_GPT TO_LLAMA renamed from_chapter_2 llama_config "
     "sees_the_future ReadBefore two_layers norm START start SkippingLayer "
-    "mlp_hears_attention worse_than_blind DELTA power needed batch_means"
+    "mlp_hears_attention worse_than_blind DELTA power needed batch_means window_nats "
+    "judged over_lengths spreads pooled Peeking"
 )
 book = namespace("09.2", NAMES.split())
 book["session"] = runtime.Session("laptop", 0, "cpu", 1, False)  # of the set-up cell
@@ -62,7 +63,7 @@ def test_the_first_rung_is_the_gpt_of_chapter_two(ids: torch.Tensor) -> None:
 def test_the_last_rung_is_the_llama_of_the_package_and_of_transformers(
     ids: torch.Tensor,
 ) -> None:
-    ours = shaken(book["LadderModel"](LADDER["deeper"]))
+    ours = shaken(book["LadderModel"](LADDER["untied"]))
     config = book["llama_config"](ours)
     weights = book["renamed"](ours.state_dict(), book["TO_LLAMA"])
     package = Llama(config)
@@ -110,7 +111,7 @@ def test_the_norm_and_the_rotation_are_those_of_the_package() -> None:
     x = torch.randn(2, book["HEADS"], 9, book["HEAD_DIM"])
     ours, theirs = book["RootMeanSquareNorm"](16), RMSNorm(16, 1e-5)
     torch.testing.assert_close(ours(x), theirs(x))
-    config = book["llama_config"](book["LadderModel"](LADDER["deeper"]))
+    config = book["llama_config"](book["LadderModel"](LADDER["untied"]))
     turn = rotation(rope_frequencies(config), torch.arange(9), torch.float32)
     torch.testing.assert_close(book["RotaryPositions"]().turn(x), rotate(x, turn))
 
@@ -179,3 +180,46 @@ def test_batches_have_the_mean_of_their_windows(batches: int, seed: int) -> None
     assert means.shape == (400, batches)
     error = (1 / book["BATCH"] / means.size) ** 0.5
     assert abs(means.mean() - windows.mean()) < 6 * error
+
+
+def test_windows_have_the_loss_of_the_whole_text() -> None:
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randint(
+        book["VOCAB"], (3 * book["CONTEXT"] + 1,), generator=generator
+    )
+    book["ids"] = {"test": torch.cat([tokens, tokens[:9]])}  # and a part of a window
+    model = shaken(MODELS["untied"]())
+    windows = book["window_nats"](model)
+    assert windows.shape == (3,)
+    total = measure.total_nats(model, tokens, book["CONTEXT"])
+    assert windows.sum() * book["CONTEXT"] == pytest.approx(total, rel=1e-4)
+
+
+def test_a_model_that_peeks_is_caught() -> None:
+    assert book["sees_the_future"](shaken(book["Peeking"](LADDER["untied"])))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(-0.2, -0.1, "holds"), (0.1, 0.2, "fails"), (-0.1, 0.1, "undecided")],
+)
+def test_an_interval_is_judged_by_its_range(
+    low: float, high: float, verdict: str
+) -> None:
+    found = measure.Interval((low + high) / 2, low, high, 3)
+    assert book["judged"](found, -float("inf"), 0) == verdict
+
+
+def test_two_lengths_give_one_verdict() -> None:
+    both = book["over_lengths"]
+    assert both("fails", "fails") == "fails"
+    assert both("fails", "holds") == both("holds", "undecided") == "half true"
+    assert both("fails", "undecided") == "undecided"
+
+
+def test_sharing_what_varies_narrows_the_spread_of_a_difference() -> None:
+    rng = book["np"].random.default_rng(1)
+    shared, noise = rng.normal(0, 1, 2000), rng.normal(0, 0.1, (3, 2000))
+    own, same = book["spreads"](list(shared + noise))
+    assert own == pytest.approx(2**0.5, rel=0.1)
+    assert same == pytest.approx(0.1 * 2**0.5, rel=0.1)

@@ -162,8 +162,9 @@ class Bench:
 
     def without_cache(self) -> None:
         """What the cache is worth."""
-        ids, both = self.ids(1, 64), [self.ours, Uncached(self.ours)]
-        runs = {c.name: partial(c.generate, ids, 64) for c in both}
+        ids = self.ids(1, 64)
+        every = [self.ours, *map(Uncached, self.prompted)]
+        runs = {c.name: partial(c.generate, ids, 64) for c in every}
         self.race("cache, 64+64", 64, runs)
 
     @torch.inference_mode()

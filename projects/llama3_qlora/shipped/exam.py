@@ -9,6 +9,7 @@ and people of their own, held-out functions. Rates have Wilson's 95 % interval.
 from __future__ import annotations
 
 import ast
+import json
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import islice, product
@@ -201,16 +202,24 @@ def chat(student: Examinee, count: int = 150) -> dict[str, Interval]:
     for kind, (split, note) in product(closed_world.KINDS, SPLITS.items()):
         asked = closed_world.dialogues(town, kind, split, count, seed=2)
         replies = student.reply([d.prompt for d in asked])
-        marks = [closed_world.check(*pair) for pair in zip(asked, replies, strict=True)]
-        rules = sorted({d.expected["rule"] for d in asked})
-        for rule in rules if kind != "instruction" else [""]:
-            own = [
-                mark
-                for mark, dialogue in zip(marks, asked, strict=True)
-                if rule in ("", dialogue.expected["rule"])
-            ]
-            found[f"chat, {kind}{rule and ': ' + rule}{note}"] = rate(own)
+        pairs = list(zip(asked, replies, strict=True))
+        for rule in sorted({d.expected["rule"] for d in asked}):
+            own = [pair for pair in pairs if pair[0].expected["rule"] == rule]
+            about = f"{kind}: {rule}"
+            found[f"chat, {about}{note}"] = rate([closed_world.check(*p) for p in own])
+            if rule == "json":
+                calls = rate([is_call(reply) for _, reply in own])
+                found[f"chat, {kind}: well-formed call{note}"] = calls
     return found
+
+
+def is_call(reply: str) -> bool:
+    """Whether a reply is one JSON object with a tool's name and its arguments."""
+    try:
+        call = json.loads(reply)
+    except json.JSONDecodeError:
+        return False
+    return isinstance(call, dict) and {"name", "arguments"} == call.keys()
 
 
 BASE_PARTS = (prose, code, facts, copying, python)
