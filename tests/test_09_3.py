@@ -18,8 +18,8 @@ from tests.notebook_code import namespace
 from utils.measure import Interval
 
 NAMES = (
-    "on_device is_padding wrong_targets in_order same endless kept_bytes streamed "
-    "adamw train_by_hand rate_at aims told"
+    "on_device is_padding wrong_targets same kept_bytes adamw train_by_hand rate_at "
+    "aims told Lookups right attention"
 )
 book = namespace("09.3", NAMES.split())
 book["session"] = SimpleNamespace(device="cpu")
@@ -44,7 +44,7 @@ def model(config: LlamaConfig = CONFIG) -> Llama:
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_loop_by_hand_is_the_package(mixture, tmp_path, accumulation, tied):
     config = replace(CONFIG, tie_embeddings=tied)
-    recipe = replace(RECIPE, accumulation=accumulation)
+    recipe = replace(RECIPE, accumulation=accumulation, embedding_rate=0.3)
     ours, theirs = model(config), model(config)
     losses = book["train_by_hand"](ours, mixture, recipe)
     log = train(theirs, mixture, replace(recipe, log_every=1), tmp_path, label=None)
@@ -62,12 +62,20 @@ def test_the_rate_is_that_of_the_recipe(steps, warmup, least, peak):
         assert 0 <= ours <= peak * (1 + 1e-9)
 
 
-def test_decay_is_that_of_the_recipe():
-    llama = model()
-    ours, theirs = book["adamw"](llama, RECIPE), make_optimizer(llama, RECIPE)
-    for a, b in zip(ours.param_groups, theirs.param_groups, strict=True):
-        assert a["weight_decay"] == b["weight_decay"]
-        assert {id(p) for p in a["params"]} == {id(p) for p in b["params"]}
+@pytest.mark.parametrize("tied", [True, False])
+def test_groups_are_those_of_the_recipe(tied):
+    def settings_of(optimizer: torch.optim.Optimizer) -> dict[int, tuple]:
+        return {
+            id(weight): (group["weight_decay"], group.get("scale", 1.0))
+            for group in optimizer.param_groups
+            for weight in group["params"]
+        }
+
+    recipe = replace(RECIPE, embedding_rate=0.3)
+    llama = model(replace(CONFIG, tie_embeddings=tied))
+    ours = settings_of(book["adamw"](llama, recipe))
+    assert ours == settings_of(make_optimizer(llama, recipe))
+    assert len(ours) == len(list(llama.parameters()))
 
 
 def test_wrong_targets_are_counted(mixture):
@@ -104,9 +112,7 @@ def test_rows_hold_what_they_must(lengths):
     ends = np.cumsum(lengths)
     pieces = list(zip((ends - lengths).tolist(), ends.tolist(), strict=True))
     rows = best_fit(pieces, size, np.random.default_rng(0))
-    least = math.ceil(sum(lengths) / size)
-    assert least <= len(rows)
-    assert least <= book["in_order"](lengths, size) <= len(lengths)
+    assert math.ceil(sum(lengths) / size) <= len(rows) <= len(lengths)
 
 
 def test_same_sees_a_difference(mixture):
@@ -150,3 +156,59 @@ def test_aims_are_those_of_later_chapters():
         "Python parses after the line is completed": (0.5, True),
         "chat, tool: json": (0.9, True),
     }
+
+
+@given(st.integers(1, 8), st.integers(2, 4), st.booleans(), st.integers(0, 9))
+def test_every_answer_stands_in_the_text(facts, words, quote, step):
+    task = book["Lookups"](facts, words, quote, batch_size=3, choices=8)
+    batch = task.batch(step, seed=1)
+    told = batch.inputs[:, 1 : 1 + facts * words].unflatten(1, (facts, words))
+    length = words if quote else 2
+    targets = torch.cat([torch.full((3, 1), IGNORED), batch.targets], 1)
+    again = torch.cat([batch.inputs, batch.targets[:, -1:]], 1)
+    assert bool((targets[:, : 1 + facts * words] == IGNORED).all())
+    answers = targets[:, 1 + facts * words :].unflatten(1, (facts, length))
+    questions = again[:, 1 + facts * words :].unflatten(1, (facts, length))[..., 0]
+    assert bool((answers[..., 0] == IGNORED).all())
+    for row in range(3):
+        known = {int(fact[0]): fact[1:] if quote else fact[-1:] for fact in told[row]}
+        assert len(known) == facts  # no word begins two facts
+        for question, answer in zip(questions[row], answers[row], strict=True):
+            assert torch.equal(known.pop(int(question)), answer[1:])
+
+
+def wide(**changes) -> Llama:
+    """A model with heads wide enough for copying heads, and few words."""
+    sizes = {"vocab_size": 65, "hidden_size": 128, "intermediate_size": 256}
+    return model(replace(CONFIG, **sizes, head_dim=32, **changes))
+
+
+def test_right_is_right():
+    class Oracle(torch.nn.Module):
+        """Looks up the last token by searching; answers one word."""
+
+        def forward(self, ids):
+            logits = torch.zeros(*ids.shape, 65)
+            for row, text in enumerate(ids.tolist()):
+                place = text.index(text[-1])  # the first telling
+                logits[row, -1, text[place + 1]] = 1.0
+            return logits
+
+    book["SEED"] = 0
+    task = book["Lookups"](4)
+    assert book["right"](Oracle(), task, 8) == 1.0
+    assert book["right"](wide(), task, 8) < 0.2
+
+
+def test_attention_is_that_of_the_model():
+    llama = wide(n_layers=1)
+    block, seen = llama.model.layers[0].self_attn, []
+    hook = block.o_proj.register_forward_pre_hook(lambda _, given: seen.extend(given))
+    ids = torch.arange(1, 20)
+    x = llama.model.embed_tokens(ids[None])
+    with torch.no_grad():
+        llama(ids[None])
+        looks = book["attention"](llama, ids, 0)
+        values = block.v_proj(llama.model.layers[0].input_layernorm(x))[0, :, :32]
+    hook.remove()
+    torch.testing.assert_close(looks @ values, seen[0][0, :, :32], rtol=1e-4, atol=1e-6)

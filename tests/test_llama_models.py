@@ -86,6 +86,12 @@ def test_a_rare_fact_is_asked_as_rarely_as_it_is_told() -> None:
         assert (read + "\n").count(pair + "\n") >= 4 * question.fact.frequency
 
 
+def test_a_call_is_an_object_with_name_and_parameters() -> None:
+    assert exam.is_call('{"name": "price_of", "parameters": {"item": "oven"}}')
+    for reply in ("", "[]", '{"name": "price_of"}', '{"name": "a", "parameters": {}'):
+        assert not exam.is_call(reply)
+
+
 def test_infill_puts_the_middle_last() -> None:
     tokenizer = Tokenizer.train(corpus.code()[:20], 600)
     prefix, suffix, middle = tokenizer.fim_ids
@@ -146,3 +152,13 @@ def test_the_card_tells_what_these_weights_do(name: str) -> None:
     assert copied.low <= claimed["high"] and claimed["low"] <= copied.high
     for what, result in said.items():
         assert f"| {what} | {result['mean']:.3f} |" in card
+
+
+def test_the_models_can_carry_the_book() -> None:
+    """What later chapters rely on, by the examination on the cards."""
+    for name in NAMES:
+        said = results(name)
+        gram = said["5-gram Kneser-Ney on the same prose, bits per byte"]
+        assert said["prose, bits per byte"]["high"] < gram["low"]
+        often, once = (said[f"facts told {n} times a telling"] for n in (64, 1))
+        assert often["mean"] >= 0.95 and once["high"] < often["low"]

@@ -214,12 +214,12 @@ def chat(student: Examinee, count: int = 150) -> dict[str, Interval]:
 
 
 def is_call(reply: str) -> bool:
-    """Whether a reply is one JSON object with a tool's name and its arguments."""
+    """Whether a reply is one JSON object with a tool's name and its parameters."""
     try:
         call = json.loads(reply)
     except json.JSONDecodeError:
         return False
-    return isinstance(call, dict) and {"name", "arguments"} == call.keys()
+    return isinstance(call, dict) and {"name", "parameters"} == call.keys()
 
 
 BASE_PARTS = (prose, code, facts, copying, python)
