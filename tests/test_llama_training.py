@@ -244,13 +244,23 @@ def test_only_matrices_are_decayed():
     untied = replace(CONFIG, tie_embeddings=False)
     for llama in (model(), model(config=untied)):
         names = {weight: name for name, weight in llama.named_parameters()}
-        decayed, others = (
+        decayed, norms, ends = (
             {names[weight] for weight in group["params"]}
             for group in make_optimizer(llama, RECIPE).param_groups
         )
         assert len(decayed) == 2 * 7
         assert all(name.endswith("proj.weight") for name in decayed)
-        assert decayed | others == set(names.values())
+        assert all("norm" in name for name in norms)
+        assert decayed | norms | ends == set(names.values())
+
+
+def test_the_embedding_has_a_learning_rate_of_its_own(mixture):
+    recipe = replace(RECIPE, optimizer="muon", embedding_rate=0.25)
+    llama = model()
+    optimizer = make_optimizer(llama, recipe)
+    update(llama, optimizer, mixture, recipe, 0)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == [recipe.rate(0)] * 2 + [0.25 * recipe.rate(0)]
 
 
 class Fixed:
