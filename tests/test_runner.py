@@ -34,7 +34,8 @@ HEALTHY = [
     "for i in tqdm(range(3)): print(i)\nfor i in widget(range(3)): pass",
     "print('steps', STEPS, 'seed', SEED, os.environ['OMP_NUM_THREADS'])\nPath.cwd()",
     "import utils\nfrom IPython.display import display\n"
-    "card = {'claim': 'Q001', 'verdict': 'holds', 'measured': '1'}\n"
+    "card = {'claim': 'Q001', 'verdict': 'holds', 'measured': '1',\n"
+    "        'low': None, 'runs': 1, 'over': 'runs'}\n"
     "display({'application/vnd.companion.verdict+json': card,"
     " 'text/plain': 'a card'}, raw=True)",
 ]
