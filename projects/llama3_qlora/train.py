@@ -243,6 +243,8 @@ def main() -> None:
         whole = Llama(model.config)  # the trained one may lie in parts
         distributed.load_checkpoint(out / "checkpoint.safetensors", whole)
         whole.save_pretrained(out)
+    # Python 3.11 may abort when it ends while gloo's thread still holds a result of it.
+    distributed.meet()
 
 
 if __name__ == "__main__":
