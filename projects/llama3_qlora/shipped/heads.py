@@ -3,8 +3,8 @@
 An induction head finds where the present token stood before and says what followed
 (Olsson et al. 2022, arXiv 2209.11895). It needs two layers: a head that tells every
 token which one was before it, and a head that looks for the present token among those.
-Training finds the pair, but late: neither half is of use without the other, and a
-reading of ten million tokens is over by then. Written into the initial weights, they
+Training finds the pair late, as neither half is of use without the other, and a short
+run may never find it (notebook 09.3 shows one). Written into the initial weights, they
 copy before the first step, and training builds on them.
 """
 
