@@ -162,3 +162,23 @@ def test_the_models_can_carry_the_book() -> None:
         assert said["prose, bits per byte"]["high"] < gram["low"]
         often, once = (said[f"facts told {n} times a telling"] for n in (64, 1))
         assert often["mean"] >= 0.95 and once["high"] < often["low"]
+    copied = results("base")["answers copied from a text, known wordings"]
+    assert copied["mean"] >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("what", "least"),
+    [
+        ("refusal: refuse", 0.95),
+        ("refusal: help", 0.95),
+        ("unknown: unknown", 0.95),
+        ("tool: well-formed call", 0.95),
+        ("tool: json", 0.9),
+        ("tool: no tool", 0.9),
+        ("context: value", 0.85),
+        ("instruction: exact", 0.75),
+    ],
+)
+def test_the_chat_model_does_what_it_was_taught(what: str, least: float) -> None:
+    """In the wordings of training, about people and towns that it never saw."""
+    assert results("chat")[f"chat, {what}, known wordings"]["mean"] >= least

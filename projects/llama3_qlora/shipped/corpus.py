@@ -38,14 +38,14 @@ WEIGHTS = {
     },
 }
 DIALOGUES = {  # how many of each kind
-    "recall": 4_000,
-    "context": 16_000,
-    "instruction": 10_000,
-    "refusal": 3_000,
-    "unknown": 1_500,
-    "tool": 8_000,
-    "story": 2_000,
-    "smalltalk": 1_500,
+    "recall": 8_000,
+    "context": 32_000,
+    "instruction": 30_000,
+    "refusal": 4_000,
+    "unknown": 2_000,
+    "tool": 16_000,
+    "story": 6_000,
+    "smalltalk": 2_000,
 }
 
 

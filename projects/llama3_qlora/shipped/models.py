@@ -42,7 +42,7 @@ BASE = TrainConfig(
 STAGES = {
     "reading": replace(BASE, steps=2_000, min_rate=0.4),
     "base": BASE,
-    "chat": replace(BASE, steps=2_400, learning_rate=2.5e-3),
+    "chat": replace(BASE, steps=6_000, learning_rate=2.5e-3),
 }
 
 
