@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import socket
@@ -62,6 +63,8 @@ def start(scale: str = "laptop", seed: int = 0) -> Session:
     torch.manual_seed(seed)
     torch.set_num_threads(session.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    for chatty in ("torchao", "torch.utils._pytree"):  # about GPU kernels, on import
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     from utils import plotting
 
     plotting.style()
