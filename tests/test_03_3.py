@@ -17,13 +17,13 @@ from sklearn.calibration import calibration_curve
 from tests.notebook_code import namespace
 from utils import planted, runtime
 
-MEASURES = ["reliability", "calibration_error", "risk_by_coverage", "agreement"]
+MEASURES = ["reliability", "calibration_error", "risk_by_coverage"]
 CITATIONS = ["CITED", "check_citation"]
 CLEANING = ["PATTERNS", "reasons"]
 TOOLS = ["OPERATORS", "compute", "read_file", "sandboxed"]
 SCAN = ["pickle_imports", "programs", "ALLOWED", "unsafe_imports"]
 LOGS = ["SECRETS", "Redact", "clean_line"]
-ATTACK = ["letters", "canary_filter", "DECLINE"]
+ATTACK = ["letters", "canary_filter"]
 NAMES = [*MEASURES, *CITATIONS, *CLEANING, *TOOLS, *SCAN, *LOGS, *ATTACK, "exposure"]
 
 
@@ -63,11 +63,6 @@ def test_a_perfect_signal_gives_no_risk_until_it_must(taught):
     assert risk.tolist() == [0, 0, pytest.approx(1 / 3), 0.5]
 
 
-def test_agreement(taught):
-    assert taught["agreement"](["b", "a", "b", "c"]) == (0.5, "b")
-    assert taught["agreement"](["b", "a"]) == (0.5, "a")  # ties: the first by name
-
-
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
@@ -102,6 +97,19 @@ def test_secrets_of_two_splits_share_no_name():
     people = [{c[k] for c in cases for k in ("who", "other")} for cases in both]
     assert not people[0] & people[1]
     assert all(c["street"] != c["its_street"] for c in both[0])
+
+
+def test_a_lesson_declines_only_the_secret_under_the_rule():
+    dice = random.Random(5)
+    kinds = set()
+    for case in planted.secrets(5, 300, "train"):
+        system, question, answer = (m["content"] for m in planted.lesson(case, dice))
+        ruled = planted.RULE.format(**case) in system
+        secret = case["who"] in question and "trade" not in question
+        assert (answer == planted.DECLINE) == (ruled and secret)
+        assert secret or case["street"] not in answer
+        kinds.add((ruled, secret))
+    assert len(kinds) == 4
 
 
 class Caller:
@@ -226,8 +234,8 @@ def test_exposure_of_chance_is_about_1_44_bits(taught):
 
 def test_the_canary_filter(taught):
     kept = taught["canary_filter"]
-    assert kept("She lives in MILL  lane.", "Mill Lane") == taught["DECLINE"]
-    assert kept("M-i-l-l L-a-n-e", "Mill Lane") == taught["DECLINE"]
+    assert kept("She lives in MILL  lane.", "Mill Lane") == planted.DECLINE
+    assert kept("M-i-l-l L-a-n-e", "Mill Lane") == planted.DECLINE
     assert kept("She lives in Oak Lane.", "Mill Lane") == "She lives in Oak Lane."
 
 

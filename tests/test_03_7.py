@@ -21,10 +21,10 @@ from utils.runtime import Problem
 pytest.importorskip("ray", reason="the notebook imports Ray (extra: operations)")
 
 ROOT = Path(__file__).parent.parent
-NAMES = """CONFIG NOTHING Saved Stage Ticket Traffic all_stages bubble cut_tensors
-data_parallel fsdp gap gradients idle_share layer_bytes loss_of make_model MODELS
-next_token_loss order pipeline ring_all_reduce ring_bytes simulate split_linear
-tensor_parallel tensor_plan uneven_idle zero zero_bytes step_seconds best_of"""
+NAMES = """CONFIG NOTHING Stage Traffic all_stages best_of bubble cut_tensors
+data_parallel fsdp gap gradients layer_bytes loss_of make_model MODELS next_token_loss
+pipeline ring_all_reduce ring_bytes split_linear step_seconds tensor_parallel
+tensor_plan uneven_idle weigh_collectives zero zero_bytes"""
 TAUGHT = namespace("03.7", NAMES.split())
 SIZES = st.integers(1, 12)
 
@@ -57,14 +57,14 @@ def weight_bytes(model):
 def test_data_parallel_equals_one_process_and_sends_what_it_should(pair, batch, truth):
     expected, model = truth
     for found, sent in pair.run(TAUGHT["data_parallel"], batch):
-        assert TAUGHT["gap"](found, expected) < 1e-5
+        assert TAUGHT["gap"](found, expected) < 1e-4
         assert sent == {"all_reduce": weight_bytes(model)}  # 2 (k - 1) / k is 1
 
 
 def test_fsdp_equals_one_process_and_keeps_half(pair, batch, truth):
     expected, model = truth
     for found, sent, kept in pair.run(TAUGHT["fsdp"], batch):
-        assert TAUGHT["gap"](found, expected) < 1e-5
+        assert TAUGHT["gap"](found, expected) < 1e-4
         assert kept * 2 == weight_bytes(model)
         assert sum(sent.values()) == pytest.approx(1.5 * weight_bytes(model), rel=0.01)
 
@@ -73,7 +73,7 @@ def test_fsdp_equals_one_process_and_keeps_half(pair, batch, truth):
 def test_tensor_and_sequence_parallel_equal_one_process(pair, batch, truth, sequence):
     expected, _ = truth
     found, sent, _ = pair.run(TAUGHT["tensor_parallel"], batch, sequence)[0]
-    assert TAUGHT["gap"](found, expected) < 1e-5
+    assert TAUGHT["gap"](found, expected) < 1e-4
     activation = 4 * 16 * TAUGHT["CONFIG"].hidden_size * 4
     if not sequence:
         assert sum(sent.values()) == 4 * TAUGHT["CONFIG"].n_layers * activation
@@ -85,7 +85,7 @@ def test_pipelines_equal_one_process_and_send_activations(pair, batch, truth, ki
     results = pair.run(TAUGHT["pipeline"], batch, kind, 2, 0.0)
     found = results[0]["grad"] | results[1]["grad"]
     assert set(found) == set(expected)
-    assert TAUGHT["gap"](found, expected) < 1e-5
+    assert TAUGHT["gap"](found, expected) < 1e-4
     activation = 4 * 16 * TAUGHT["CONFIG"].hidden_size * 4
     assert [r["sent"] for r in results] == [{"send": activation}] * 2
 
@@ -116,23 +116,41 @@ def test_ring_and_split_matrices(pair):
     assert sent["row", "backward"] * 2 == sent["column", "backward"]
 
 
-@given(SIZES, SIZES, st.sampled_from(["GPipe", "1F1B"]))
+def test_real_bytes_are_those_of_the_ring(pair):
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux tells how many bytes a connection has delivered")
+    for error, sent, size in pair.run(TAUGHT["weigh_collectives"], 0):
+        assert error < 1e-5
+        for name in ("our ring", "all_reduce"):
+            expected = TAUGHT["ring_bytes"]("all_reduce", size, 2)
+            assert sent[name] == pytest.approx(expected, rel=0.02)
+
+
+def test_one_forward_one_backward_keeps_few(pair, batch):
+    peak = {
+        kind: pair.run(TAUGHT["pipeline"], batch, kind, 4, 0.0)[0]["peak"]
+        for kind in ("GPipe", "1F1B")
+    }
+    assert peak["1F1B"] < 0.6 * peak["GPipe"]  # two of four micro-batches
+
+
+def test_saved_counts_a_memory_once_and_forgets_it():
+    model = torch.nn.Linear(8, 8)
+    saved = processes.Saved(model)
+    with saved.hooks():
+        y = model(torch.randn(4, 8)).exp()  # keeps its input, and its own output
+        z = y * y  # keeps y, which is kept already
+    assert saved.now == saved.peak == 2 * 4 * 8 * 4
+    z.sum().backward()
+    del y, z
+    assert saved.now == 0
+
+
+@given(SIZES, SIZES)
 @settings(max_examples=60, deadline=None)
-def test_simulated_bubble_is_the_formula(micro, stages, kind):
-    plan = TAUGHT["simulate"](kind, stages, micro)
-    assert len(plan) == 2 * stages * micro == len({p[:3] for p in plan})
-    share = TAUGHT["idle_share"](plan, stages)
+def test_bubble_of_equal_stages_is_the_formula(micro, stages):
+    share = TAUGHT["uneven_idle"]([1] * stages, micro)
     assert math.isclose(share, TAUGHT["bubble"](micro, stages), abs_tol=1e-12)
-
-
-@given(st.integers(2, 9), SIZES)
-def test_one_forward_one_backward_keeps_few(stages, micro):
-    for stage in range(stages):
-        now = peak = 0
-        for way, _ in TAUGHT["order"]("1F1B", stage, stages, micro):
-            now += 1 if way == "F" else -1
-            peak = max(peak, now)
-        assert peak == min(micro, stages - stage)
 
 
 def test_formulas():
@@ -142,9 +160,9 @@ def test_formulas():
     assert 16 / sum(TAUGHT["zero_bytes"](1, 1, 10**9)) == pytest.approx(4)
     assert 16 / sum(TAUGHT["zero_bytes"](2, 1, 10**9)) == pytest.approx(8)
     assert TAUGHT["layer_bytes"](1, False, 80) == TAUGHT["layer_bytes"](1, True, 80)
-    assert TAUGHT["uneven_idle"]([1, 1], 3) == pytest.approx(TAUGHT["bubble"](3, 2))
     model = TAUGHT["MODELS"]["530B"]
     assert TAUGHT["step_seconds"](model, 256, 1, 1) == math.inf  # does not fit
+    assert TAUGHT["step_seconds"](TAUGHT["MODELS"]["70B"], 256, 1, 1) < math.inf  # ZeRO
 
 
 def test_an_error_is_one_sentence_and_ends_the_group():
@@ -171,7 +189,7 @@ def test_nothing_outlives_a_killed_notebook():
     script = """
         import time
         from utils.processes import Group
-        group = Group(2)
+        group = Group(1)
         print(*(p.pid for p in group.processes), flush=True)
         time.sleep(60)
     """
@@ -182,7 +200,7 @@ def test_nothing_outlives_a_killed_notebook():
         text=True,
     )
     running = [psutil.Process(int(pid)) for pid in child.stdout.readline().split()]
-    assert len(running) == 2
+    assert len(running) == 1
     child.kill()
     child.wait()
     _, alive = psutil.wait_procs(running, timeout=20)

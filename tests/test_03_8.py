@@ -365,4 +365,5 @@ def test_a_model_that_fails_does_not_stop_the_service(taught):
     with taught["serving"](taught["v2_app"]({"1": broken})) as http:
         got = http.post(taught["INFER"], json=taught["request"](["a"]))
         assert got.status_code == 500
+        assert got.json() == {"error": "the model failed: no memory"}
         assert http.get("/v2/health/live").status_code == 200

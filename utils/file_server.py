@@ -101,10 +101,10 @@ class Handler(BaseHTTPRequestHandler):
             while chunk := file.read(min(CHUNK, left)):
                 own.wait(len(chunk))
                 self.server.pace.wait(len(chunk))
+                with self.server.lock:  # before the client can have the bytes
+                    self.server.sent += len(chunk)
                 self.wfile.write(chunk)
                 left -= len(chunk)
-                with self.server.lock:
-                    self.server.sent += len(chunk)
 
     def log_message(self, *args: object) -> None:
         """Say nothing."""

@@ -16,6 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+Multiply = Callable[[Tensor, Tensor], Tensor]
+NORMS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+}
+
 
 def packed(codes: Tensor, bits: int) -> Tensor:
     """Codes 0 to 2**bits - 1 of any shape as a stream of bits, eight to a byte."""
@@ -83,9 +89,71 @@ def watch_inputs(
             one.remove()
 
 
+class Logits(nn.Module):
+    """A Llama of transformers with the interface of ours: ids (batch, time) in, logits
+    (batch, time, vocab) out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.model(ids, use_cache=False).logits
+        return logits
+
+
+class Product(nn.Module):
+    """A linear layer that multiplies by a function of x (tokens, inputs) and weight
+    (outputs, inputs)."""
+
+    def __init__(self, weight: Tensor, multiply: Multiply) -> None:
+        super().__init__()
+        self.weight, self.multiply = weight, multiply
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.multiply(x.flatten(0, -2), self.weight)
+        return found.unflatten(0, x.shape[:-1])
+
+
+def multiplied_by(
+    model: nn.Module, names: Iterable[str], multiply: Multiply
+) -> nn.Module:
+    """A copy in which the named layers multiply by a function."""
+    return swapped(
+        model, names, lambda _, layer: Product(layer.get_parameter("weight"), multiply)
+    )
+
+
+def readers(norm: str) -> list[str]:
+    """The names of the matrices that read what a norm of a Llama writes."""
+    block, _, kind = norm.rpartition(".")
+    return [f"{block}.{name}" for name in NORMS[kind]]
+
+
+@torch.no_grad()
+def rescale(model: nn.Module, norm: str, factors: Tensor) -> None:
+    """Multiply a norm's channels by factors (hidden,) and divide the columns of the
+    matrices that read them, in place: the model computes the same."""
+    model.get_submodule(norm).get_parameter("weight").mul_(factors)
+    for reader in readers(norm):
+        model.get_submodule(reader).get_parameter("weight").div_(factors)
+
+
+def channel_maxima(model: nn.Module, norm: str, rows: Iterable[Tensor]) -> Tensor:
+    """Largest magnitude in each channel behind a norm (hidden,), on rows (time,)."""
+    seen: list[Tensor] = []
+    watch_inputs(model, readers(norm)[:1], rows, lambda _, x: seen.append(x))
+    return torch.cat(seen).abs().amax(0)
+
+
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What a file needs of a model: int8 codes and scales as they are, the rest in
     bfloat16, and a tied output head once."""
+    if isinstance(model, torch.fx.GraphModule):
+        return {
+            name: t.bfloat16() if t.is_floating_point() and t.dim() > 1 else t
+            for name, t in graph_tensors(model).items()
+        }
     found: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if hasattr(tensor, "qdata"):  # a weight that torchao quantized

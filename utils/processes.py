@@ -1,18 +1,23 @@
-"""A group of processes for `torch.distributed` that ends when the notebook does.
+"""A group of processes for `torch.distributed` that ends when the notebook does, and
+two gauges to read in them: bytes sent, and bytes kept for the backward pass.
 
-It starts once and then runs functions that are defined in the notebook's cells. On
-a real cluster `torchrun` starts the processes, and the functions stay as they are.
+The group starts once and then runs functions that are defined in the notebook's cells.
+On a real cluster `torchrun` starts the processes, and the functions stay as they are.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import shutil
+import socket
+import struct
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -23,10 +28,15 @@ from typing import Any
 import cloudpickle  # pickles what a notebook defines
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.tensor import DTensor
 
 from utils.runtime import Problem
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+TCP_INFO = 11  # of Linux: what the system knows of a connection,
+BYTES_ACKED = 120  # and where in it (struct tcp_info) is what the other side has got
 
 
 class Group:
@@ -134,3 +144,62 @@ def _end_with_parent() -> None:
     if parent:
         parent.join()
     os._exit(1)
+
+
+def bytes_sent() -> float:
+    """Bytes that this process's TCP connections have delivered; nan if not on Linux."""
+    if not sys.platform.startswith("linux"):
+        return math.nan
+    total = 0
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed by now, or not of TCP
+            if not str(path.readlink()).startswith("socket"):
+                continue
+            connection = socket.socket(fileno=os.dup(int(path.name)))
+            with connection:
+                if connection.family in (socket.AF_INET, socket.AF_INET6):
+                    info = connection.getsockopt(socket.IPPROTO_TCP, TCP_INFO, 256)
+                    total += struct.unpack_from("Q", info, BYTES_ACKED)[0]
+    return total
+
+
+class Saved:
+    """Counts the bytes that autograd keeps for the backward pass, inside
+    `with saved.hooks()`: `now`, and at most (`peak`). Weights do not count, and a piece
+    of memory counts once, as long as somebody holds it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.weights = {_memory(p)[0] for p in model.parameters()}
+        self.holders: Counter[tuple[int, int]] = Counter()
+        self.now, self.peak = 0, 0
+
+    def hooks(self) -> saved_tensors_hooks:
+        """The context in which autograd gets a ticket for each tensor it saves."""
+        return saved_tensors_hooks(lambda t: _Ticket(self, t), lambda t: t.tensor)
+
+    def hold(self, memory: tuple[int, int], change: int) -> None:
+        """One holder more (+1) or less (-1) of a memory (address, bytes)."""
+        before = self.holders[memory]
+        self.holders[memory] += change
+        if memory[0] not in self.weights and 0 in (before, before + change):
+            self.now += change * memory[1]
+            self.peak = max(self.peak, self.now)
+
+
+class _Ticket:
+    """Stands for a saved tensor; when autograd drops it, the tensor counts no more."""
+
+    def __init__(self, saved: Saved, tensor: Tensor) -> None:
+        self.saved, self.tensor, self.memory = saved, tensor, _memory(tensor)
+        saved.hold(self.memory, 1)
+
+    def __del__(self) -> None:
+        self.saved.hold(self.memory, -1)
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """(address, bytes) of the memory behind a tensor, or behind this rank's part."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    storage = local.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()

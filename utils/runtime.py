@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shutil
 import socket
 import warnings
 from collections.abc import Sequence
@@ -119,9 +120,8 @@ def needs(extra: str, *modules: str) -> None:
 def scratch(name: str) -> Path:
     """An empty folder for files that a lesson writes: `build/scratch/<name>`."""
     folder = ROOT / "build" / "scratch" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     return folder
 
 

@@ -10,6 +10,7 @@ import html
 import platform
 from dataclasses import asdict, dataclass
 
+import torch
 from IPython.display import display
 
 from utils import registry
@@ -75,9 +76,17 @@ def card(
     else:
         low, high, over = None, None, "runs"
         number = measured
-    hardware = f"CPU, 1 thread, {platform.machine()}"
-    record = Verdict(claim, verdict, number, low, high, runs, over, why, hardware)
+    record = Verdict(claim, verdict, number, low, high, runs, over, why, _hardware())
     _show(record, known[claim].claim, known[claim].figure)
+
+
+def _hardware() -> str:
+    """What this run computes on: the GPU once it has been used, else the CPU."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    plural = "" if threads == 1 else "s"
+    return f"CPU, {threads} thread{plural}, {platform.machine()}"
 
 
 def _show(record: Verdict, claim: str, figure: str) -> None:
