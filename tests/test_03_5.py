@@ -17,7 +17,7 @@ bitsandbytes = pytest.importorskip("bitsandbytes", reason=REASON)
 CODES = ["Coded", "grid", "snap", "round_to_nearest"]
 LAYERS = ["gptq", "gptq_ordered", "output_error", "alphas", "awq"]
 INT8 = ["by_row", "int8_product", "llm_int8", "by_bitsandbytes"]
-TRAINING = ["straight_through", "fake_quantize", "Rounded", "Centred"]
+TRAINING = ["straight_through", "fake_quantize", "Rounded"]
 NAMES = [*CODES, *LAYERS, *INT8, *TRAINING, "by_torchao"]
 
 
@@ -156,6 +156,15 @@ def test_straight_through_gradient_equals_pytorch(taught, seed, bits, narrow):
     assert clipped > 0.05 if narrow < 1 else clipped < 0.01
 
 
+def centred(taught, weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Rounded on torchao's symmetric grid: its asymmetric one loses zero in 0.18."""
+    groups = weight.unflatten(1, (-1, 64))
+    largest = groups.detach().abs().amax(-1, keepdim=True)
+    scale = largest / ((2**bits - 1) / 2)
+    middle = torch.full_like(scale, 2 ** (bits - 1))
+    return taught["straight_through"](groups, scale, middle, bits).flatten(1)
+
+
 def test_qat_of_torchao_rounds_and_learns_as_ours(taught):
     from torchao.quantization import qat
 
@@ -164,8 +173,8 @@ def test_qat_of_torchao_rounds_and_learns_as_ours(taught):
     config = qat.IntxFakeQuantizeConfig(torch.int4, group_size=64)
     model = nn.Sequential(layer)
     ao.quantize_(model, qat.QATConfig(weight_config=config, step="prepare"))
-    x, rounded = normal(3, 5, 128), taught["Centred"](4)
-    ours, theirs = F.linear(x, rounded(weight)), model(x)
+    x = normal(3, 5, 128)
+    ours, theirs = F.linear(x, centred(taught, weight, 4)), model(x)
     torch.testing.assert_close(ours, theirs)
     assert (ours - F.linear(x, weight)).abs().max() > 1e-3
     ours.square().sum().backward()
@@ -208,3 +217,25 @@ def test_swapped_and_plain_leave_the_original_alone():
     assert torch.equal(other(x), x.relu())
     assert type(lowbit.plain(model)[0][0]) is nn.Linear
     assert torch.equal(model(x), before)
+
+
+def test_rescaling_a_norm_and_its_readers_changes_nothing():
+    from projects.llama3_qlora import Llama
+    from utils import runtime
+
+    model = Llama.from_pretrained(runtime.ROOT / "data" / "models" / "base").eval()
+    rows, norm = torch.tensor([[5, 6, 7, 8]]), "model.layers.1.input_layernorm"
+    before, maxima = model(rows), lowbit.channel_maxima(model, norm, rows)
+    factors = torch.ones(model.config.hidden_size)
+    factors[3] = 64
+    lowbit.rescale(model, norm, factors)
+    torch.testing.assert_close(model(rows), before, rtol=1e-3, atol=1e-3)
+    grown = lowbit.channel_maxima(model, norm, rows)
+    torch.testing.assert_close(grown, maxima * factors)
+
+
+def test_layers_multiply_by_the_given_function():
+    model = nn.Sequential(nn.Linear(4, 3, bias=False))
+    twice = lowbit.multiplied_by(model, ["0"], lambda x, weight: 2 * x @ weight.T)
+    x = normal(0, 2, 5, 4)
+    torch.testing.assert_close(twice(x), 2 * model(x))

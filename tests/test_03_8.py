@@ -19,16 +19,25 @@ for module in ("mlflow", "fastapi", "uvicorn"):
 
 CONTRACT = ["FIELDS", "SCHEMA", "violations"]
 DELTA = ["ordered", "unordered", "zigzag", "unzigzag", "pack", "unpack"]
-DELTAS = [*DELTA, "to_delta", "from_delta", "entropy"]
-DETECTORS = ["psi", "ks", "kernel", "mmd", "classifier"]
-SERVICE = ["PROMPT", "TEXT", "infer", "NAME", "PATH", "reply", "v2_app", "serving"]
-CHECKS = ["PREFIX", "INFER", "request", "CHECKS", "NEED_A_MODEL", "conformance"]
-OTHERS = ["as_of", "worse", "power", "least_labels"]
+DELTAS = [*DELTA, "to_delta", "from_delta"]
+DETECTORS = ["psi", "ks", "kernel", "mmd"]
+SERVICE = ["PROMPT", "TEXT", "infer", "answer", "NAME", "PATH", "reply"]
+SERVING = [*SERVICE, "v2_app", "serving"]
+CHECKS = [
+    "PREFIX",
+    "HEALTH",
+    "INFER",
+    "request",
+    "CHECKS",
+    "NEED_A_MODEL",
+    "conformance",
+]
+OTHERS = ["as_of", "worse", "power"]
 
 
 @pytest.fixture(scope="module")
 def taught():
-    wanted = [*CONTRACT, *DELTAS, *DETECTORS, *SERVICE, *CHECKS, *OTHERS]
+    wanted = [*CONTRACT, *DELTAS, *DETECTORS, *SERVING, *CHECKS, *OTHERS]
     result = namespace("03.8", wanted)
     result["runtime"] = runtime  # the setup cell, which brings it, is left out
     return result
@@ -112,7 +121,6 @@ def test_alike_models_make_small_deltas(taught):
     child[::100] *= np.float16(1.01)
     parent, child = parent.view(np.uint16), child.view(np.uint16)
     assert len(taught["to_delta"](parent, child)) < len(taught["pack"](child)) / 10
-    assert taught["entropy"](np.repeat([1, 2, 3, 4], 9)) == pytest.approx(2)
 
 
 # --- features
@@ -186,7 +194,7 @@ def test_kernel_and_mmd_equal_the_definition(taught):
     np.testing.assert_allclose(k, expected, atol=1e-12)
     naive = k[:7, :7][~np.eye(7, dtype=bool)].mean()
     naive += k[7:, 7:][~np.eye(5, dtype=bool)].mean() - 2 * k[:7, 7:].mean()
-    assert taught["mmd"](k, np.arange(12) < 7)[0] == pytest.approx(naive)
+    assert taught["mmd"](k, np.arange(12) < 7) == pytest.approx(naive)
 
 
 def test_mmd_is_unbiased_and_its_permutation_test_keeps_its_level(taught):
@@ -194,8 +202,8 @@ def test_mmd_is_unbiased_and_its_permutation_test_keeps_its_level(taught):
     first, found, alarms = np.arange(40) < 20, [], 0
     for _ in range(300):
         k = taught["kernel"](rng.normal(size=(40, 2)))
-        rows = np.stack([first, *(rng.permutation(first) for _ in range(39))])
-        chance = taught["mmd"](k, rows)
+        rows = [first, *(rng.permutation(first) for _ in range(39))]
+        chance = np.array([taught["mmd"](k, row) for row in rows])
         found.append(chance[0])
         alarms += np.mean(chance >= chance[0]) <= 0.05
     assert abs(np.mean(found)) < 4 * stats.sem(found)
@@ -206,13 +214,11 @@ def test_detectors_see_a_planted_shift(taught):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(80, 4)), rng.normal(1.5, 1, (80, 4))
     quiet = rng.normal(size=(80, 4))
-    assert taught["classifier"](x, y) > 0.8
-    assert abs(taught["classifier"](x, quiet) - 0.5) < 0.2
     first = np.arange(160) < 80
     shifted, same = (
         taught["kernel"](np.concatenate([x, other])) for other in (y, quiet)
     )
-    assert taught["mmd"](shifted, first)[0] > 10 * abs(taught["mmd"](same, first)[0])
+    assert taught["mmd"](shifted, first) > 10 * abs(taught["mmd"](same, first))
 
 
 def test_slang_and_new_meaning_touch_the_same_places():
@@ -243,9 +249,6 @@ def test_power_is_the_chance_of_an_alarm(taught):
         assert stats.binom.cdf(limit, n, 0.9) <= 0.05
         bad = np.mean(rng.binomial(n, 0.85, 20_000) <= limit)
         assert taught["power"](n) == pytest.approx(bad, abs=0.02)
-    least = taught["least_labels"](0.85)
-    assert all(taught["power"](n) >= 0.8 for n in range(least, least + 300, 10))
-    assert taught["power"](least - 10) < 0.8
 
 
 def test_the_canary_test_looks_at_one_side(taught):
