@@ -15,7 +15,7 @@ from utils.runtime import Problem
 httpx = pytest.importorskip("httpx", reason="needs the extra operations")
 openai = pytest.importorskip("openai", reason="needs the extra operations")
 pytest.importorskip("uvicorn", reason="needs the extra operations")
-vendor = pytest.importorskip("utils.vendor", reason="needs the extra operations")
+vendor = pytest.importorskip("utils.props.vendor", reason="needs the extra operations")
 
 CLIENT = ["pause", "BudgetError", "dollars", "Ledger", "CutError", "FAILURES"]
 CLIENT += ["receive", "GaveUpError", "request", "ask", "used", "stub"]

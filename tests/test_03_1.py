@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from projects.llama3_qlora import KVCache, Llama, LlamaConfig
 from tests.notebook_code import namespace
-from utils import file_server, runtime
+from utils import runtime
+from utils.props import file_server
 from utils.runtime import Problem
 
 SIZING = ["parameters", "cache_bytes", "activation_bytes", "saved_bytes"]

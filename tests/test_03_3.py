@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 
 from tests.notebook_code import namespace
-from utils import planted, runtime
+from utils import runtime
+from utils.props import planted
 
 MEASURES = ["reliability", "calibration_error", "risk_by_coverage"]
 CITATIONS = ["CITED", "check_citation"]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.notebook_code import namespace
-from utils import lowbit
+from utils.props import lowbit
 
 REASON = "the extra 'compression' is not installed"
 ao = pytest.importorskip("torchao.quantization", reason=REASON)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.notebook_code import namespace
-from utils import processes, ray_cluster
+from utils.props import processes, ray_cluster
 from utils.runtime import Problem
 
 pytest.importorskip("ray", reason="the notebook imports Ray (extra: operations)")
@@ -188,7 +188,7 @@ def test_nothing_outlives_a_killed_notebook():
     """The processes end also when whoever started them is killed."""
     script = """
         import time
-        from utils.processes import Group
+        from utils.props.processes import Group
         group = Group(1)
         print(*(p.pid for p in group.processes), flush=True)
         time.sleep(60)

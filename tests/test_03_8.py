@@ -12,7 +12,8 @@ from scipy import stats
 from scipy.spatial.distance import pdist, squareform
 
 from tests.notebook_code import namespace
-from utils import incidents, runtime
+from utils import runtime
+from utils.props import incidents
 
 for module in ("mlflow", "fastapi", "uvicorn"):
     pytest.importorskip(module, reason="needs the extra `operations`")

@@ -1,0 +1,1 @@
+"""Stage props: what a single lesson needs around it and does not teach."""
