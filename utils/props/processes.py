@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.tensor import DTensor
 
-from utils.runtime import Problem
+from utils.runtime import ROOT, Problem
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 TCP_INFO = 11  # of Linux: what the system knows of a connection,
@@ -50,7 +50,9 @@ class Group:
         if not 1 <= count <= 8:
             raise Problem(f"A group here has 1 to 8 processes, not {count}.")
         context = multiprocessing.get_context("spawn")
-        self.folder = Path(tempfile.mkdtemp())
+        build = ROOT / "build"
+        build.mkdir(exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(dir=build, prefix="group-"))
         pipes = [context.Pipe() for _ in range(count)]
         self.pipes: list[Connection] = [ours for ours, _ in pipes]
         self.processes = [
@@ -119,7 +121,7 @@ def _nothing() -> None:
 
 def _work(rank: int, count: int, folder: Path, pipe: Connection) -> None:
     """The life of a process of a group: join the others, then run what comes."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)  # advice for real clusters, four times over
@@ -139,10 +141,11 @@ def _answer(work: bytes) -> bytes:
         return cloudpickle.dumps((f"{type(error).__name__}: {error}", None))
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(folder: Path) -> None:
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
