@@ -50,7 +50,7 @@ def test_valid_and_quiet(notebook):
 def test_head(notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown"
-    assert re.match(r"# \d\d(\.\d)? \S", first.source)
+    assert re.match(r"# \d\d(\.\d+)? \S", first.source)
     assert "colab.research.google.com" in first.source
     assert re.search(r"about \d+ s", first.source), "no measured run time in the head"
 
