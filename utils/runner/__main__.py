@@ -161,7 +161,7 @@ def parse(argv: list[str] | None) -> Plan:
     """The plan of a command line. Raises `Problem` for anything that is wrong in it."""
     parser = Parser(prog="python -m utils.runner", description=__doc__)
     parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("--only", default="", help="first letters of file names")
+    parser.add_argument("--only", default="", help="how file names begin: 04, 04.1")
     parser.add_argument("--scale", type=_scale, default="laptop")
     parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument("--param", type=_param, action="append", default=[])

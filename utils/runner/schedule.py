@@ -51,7 +51,8 @@ class Plan:
         found = [*self.root.glob("notebooks/*.ipynb")]
         found += self.root.glob("projects/*/*.ipynb")
         found.sort(key=lambda path: reading_order(path.stem))
-        chosen = [path for path in found if path.name.startswith(self.only)]
+        ends = r"(?!\d)" if self.only[-1:].isdigit() else ""  # 04.1 is not 04.10
+        chosen = [p for p in found if re.match(re.escape(self.only) + ends, p.name)]
         if not chosen:
             names = ", ".join(path.stem for path in found) or "none at all"
             raise Problem(f"No notebook begins with {self.only!r}; there are {names}.")
