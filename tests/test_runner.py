@@ -205,6 +205,8 @@ def test_only_what_changed_runs_again(book):
     (book / "data").mkdir()
     (book / "data" / "words.txt").write_text("a")
     assert ran(call(book, "run", "--only", "01.2")[1]) == {two}
+    save(book / "notebooks" / "01.20_twenty.ipynb", ["1"])
+    assert "01.20" not in call(book, "run", "--only", "01.2")[1]
 
 
 def test_refresh_writes_a_quiet_notebook(book):
