@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ONLY ?=
 SCALE ?= laptop
 SEED ?= 0
-EXTRAS ?= dev,operations,compression,retrieval,evaluation
+EXTRAS ?= dev,operations,compression,retrieval,evaluation,finetuning,deploy
 
 # On Linux the package index serves PyTorch with CUDA (gigabytes). A machine without an
 # NVIDIA GPU takes the CPU build, unless pip was already told where to find one.

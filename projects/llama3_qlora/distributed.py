@@ -33,7 +33,10 @@ from torch.optim import Optimizer
 from projects.llama3_qlora.model import Llama
 from utils.runtime import Problem
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# frozen weights are those of the base model, which is there already
+WHOLE = StateDictOptions(
+    full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
+)
 
 
 def start() -> torch.device:
@@ -97,8 +100,8 @@ def shard(model: Llama, precision: str) -> None:
 def save_checkpoint(
     path: Path, model: nn.Module, optimizer: Optimizer, notes: dict[str, Any]
 ) -> None:
-    """All that the next step depends on, in one safetensors file: whole tensors, and
-    `notes` as JSON. All processes call it, the first one writes. The file is replaced
+    """All that the next step depends on, in one safetensors file: whole tensors without
+    the frozen ones, and `notes` as JSON. All processes call it, the first one writes. The file is replaced
     as a whole, so that a kill while writing leaves the old one."""
     tensors: dict[str, Any] = get_model_state_dict(model, options=WHOLE)
     tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
@@ -137,12 +140,17 @@ def load_checkpoint(
         for name, tensor in tensors.items()
         if name.startswith("model.")
     }
-    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    learnt: Any = get_model_state_dict(
+        model, options=StateDictOptions(ignore_frozen_params=True)
+    )
+    ours = {name: tuple(value.shape) for name, value in learnt.items()}
     if ours != {name: tuple(value.shape) for name, value in weights.items()}:
         raise Problem(f"{path.name} holds another model: use an empty folder.")
     if optimizer is not None:
         _load_optimizer(tensors, model, optimizer)
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+    set_model_state_dict(
+        model, weights, options=StateDictOptions(full_state_dict=True, strict=False)
+    )
 
 
 def _load_optimizer(

@@ -84,10 +84,11 @@ def make_optimizer(model: Llama, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019), or Muon with AdamW for what it cannot do.
     Only the blocks' matrices are decayed: the scales of norms have no reason to be
     near 0, and the embedding of a rare token would fade between the few times it is
-    read."""
+    read. Frozen weights are left out."""
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
     ends = [embedding] if embedding is head else [embedding, head]
     blocks = [w for w in model.parameters() if not any(w is end for end in ends)]
+    blocks, ends = ([w for w in part if w.requires_grad] for part in (blocks, ends))
     groups: list[dict[str, Any]] = [
         {
             "params": [w for w in blocks if w.dim() == 2],
