@@ -87,8 +87,9 @@ def make_optimizer(model: Llama, config: TrainConfig) -> torch.optim.Optimizer:
     read. Frozen weights are left out."""
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
     ends = [embedding] if embedding is head else [embedding, head]
-    blocks = [w for w in model.parameters() if not any(w is end for end in ends)]
-    blocks, ends = ([w for w in part if w.requires_grad] for part in (blocks, ends))
+    learnt = [w for w in model.parameters() if w.requires_grad]
+    blocks = [w for w in learnt if not any(w is end for end in ends)]
+    ends = [end for end in ends if end.requires_grad]
     groups: list[dict[str, Any]] = [
         {
             "params": [w for w in blocks if w.dim() == 2],
