@@ -64,7 +64,7 @@ def start(scale: str = "laptop", seed: int = 0) -> Session:
     torch.manual_seed(seed)
     torch.set_num_threads(session.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for chatty in ("torchao", "torch.utils._pytree"):  # about GPU kernels, on import
+    for chatty in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # on GPU kernels
         logging.getLogger(chatty).setLevel(logging.ERROR)
     from utils import plotting
 

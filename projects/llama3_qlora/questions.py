@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from projects.llama3_qlora.generate import generate
@@ -14,6 +14,7 @@ from projects.llama3_qlora.tokenizer import Tokenizer
 from utils.closed_world import World, build, facts, splits
 from utils.closed_world.facts import Fact
 from utils.closed_world.passages import reworded
+from utils.closed_world.words import plural, with_article
 from utils.closed_world.world import Dice
 
 TABLES = {
@@ -29,7 +30,7 @@ KIN = {
 COUNTED = {
     "trade": splits.Wordings(
         ("How many people work as {}?", "How many are {} by trade?"),
-        ("What is the number of people with the trade of {}?",),
+        ("What is the number of people who are {}?",),
     ),
     "home": splits.Wordings(
         ("How many people live in {}?", "How many homes are there in {}?"),
@@ -43,11 +44,13 @@ BATCH = 50  # questions answered at once
 
 @dataclass(frozen=True)
 class Example:
-    """A question about the town of seed `town`, and a query that answers it."""
+    """A question about the town of seed `town`, and a query that answers it. `wording`
+    is the question with a star for what it asks about."""
 
     question: str
     sql: str
     town: int
+    wording: str
 
     @property
     def prompt(self) -> str:
@@ -68,9 +71,15 @@ def _endless(split: str, seed: int) -> Iterator[Example]:
     while True:
         number = FIRST_TOWN[split] + dice.below(400)
         town = build(number, people=20)
-        told = [f for f in facts(town) if _may_use(f, split)]
-        for fact in dice.shuffled(told)[:10]:
-            yield Example(*_asked(dice, fact, split), number)
+        every, told = facts(town), dict[str, list[Fact]]()
+        for fact in every:
+            if _may_use(fact, split):
+                told.setdefault(fact.relation, []).append(fact)
+        for relation in dice.shuffled(tuple(told))[:6]:
+            fact = dice.pick(told[relation])
+            links = [f.relation for f in every if f.subject == fact.subject]
+            question, sql, about = _asked(dice, fact, split, links)
+            yield Example(question, sql, number, _starred(question, about))
 
 
 def _may_use(fact: Fact, split: str) -> bool:
@@ -78,25 +87,34 @@ def _may_use(fact: Fact, split: str) -> bool:
     return not person or splits.split_of(fact.subject) == split
 
 
-def _asked(dice: Dice, fact: Fact, split: str) -> tuple[str, str]:
-    """A question that starts from a fact, and its query."""
+def _asked(
+    dice: Dice, fact: Fact, split: str, known: Sequence[str]
+) -> tuple[str, str, str]:
+    """A question that starts from a fact, its query, and what it asks about; `known`
+    are all relations of the fact's subject."""
     kind, relation = dice.below(5), fact.relation
     if kind == 0 and relation in COUNTED:
         words = COUNTED[relation].pick(dice, split)
         rows = f"people WHERE {relation} = {_quoted(fact.value)}"
-        return words.format(fact.value), f"SELECT COUNT(*) FROM {rows};"
+        about = plural(fact.value) if relation == "trade" else fact.value
+        return words.format(about), f"SELECT COUNT(*) FROM {rows};", about
     table = next(name for name, columns in TABLES.items() if relation in columns)
     if kind == 1 and table == "people" and relation not in KIN:
-        link = dice.pick(tuple(KIN))
+        link = dice.pick([k for k in KIN if k in known])
         who = dice.pick(KIN[link]).format(fact.subject)
-        about = Fact(who, relation, fact.value, 1, split)
         inner = f"SELECT {link} FROM people WHERE name = {_quoted(fact.subject)}"
         where = f"name = ({inner})"
     else:
-        about, where = fact, f"name = {_quoted(fact.subject)}"
-    return reworded(
-        dice, about, split
-    ), f"SELECT {relation} FROM {table} WHERE {where};"
+        who, where = fact.subject, f"name = {_quoted(fact.subject)}"
+    question = reworded(dice, replace(fact, subject=who), split)
+    return question, f"SELECT {relation} FROM {table} WHERE {where};", who
+
+
+def _starred(question: str, about: str) -> str:
+    """A question with a star in the place of a subject, whatever its form."""
+    for form in (with_article(about), plural(about), about):
+        question = question.replace(form, "*")
+    return question
 
 
 def _quoted(text: str) -> str:
@@ -178,3 +196,11 @@ def written(
         new = generate(model, prompts, most, stop_ids=tokenizer.stop_ids)
         texts += [tokenizer.decode(ids) for ids in new]
     return texts
+
+
+def marks(model: Llama, tokenizer: Tokenizer, asked: Sequence[Example]) -> list[float]:
+    """1 for each question that the model answers with a right query, else 0."""
+    model.eval()
+    texts = written(model, tokenizer, asked)
+    pairs = zip(asked, texts, strict=True)
+    return [float(right(example, text)) for example, text in pairs]
