@@ -1,14 +1,23 @@
-"""int8 weights: the error that the docstring promises, and the memory they save."""
+"""int8 and int4 weights: the errors that docstrings promise, the memory they save."""
 
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from projects.llama3_qlora import KVCache, Llama, LlamaConfig, generate
-from projects.llama3_qlora.quantize import FEW_ROWS, Int8Linear, quantize_int8
+from projects.llama3_qlora import KVCache, Llama, LlamaConfig, generate, quantize
+from projects.llama3_qlora.quantize import (
+    FEW_ROWS,
+    Int4Linear,
+    Int8Linear,
+    quantize_int8,
+)
+from projects.llama3_qlora.rounding import gptq, nearest
+from utils.runtime import Problem
 
 
 def example(seed, outputs=48, inputs=80):
@@ -97,3 +106,92 @@ def test_memory_is_a_quarter_and_generation_runs():
     scales = sum(6 * len(m.weight) for m in linears)  # a float and a bfloat16 per row
     assert n_bytes(small_model) == before // 4 + scales + other
     assert len(generate(small_model, [[1, 2, 3], [4]], 5)[1]) == 5
+
+
+# --- four bits -------------------------------------------------------------------
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.manual_seed(seed))
+
+
+@pytest.fixture(params=[True, False], ids=["kernel", "no kernel"])
+def kernel(request, monkeypatch):
+    """Both kinds of processors: with PyTorch's fast int4 kernel and without."""
+    if request.param and not quantize.INT4_KERNEL:
+        pytest.skip("this processor has no fast int4 kernel")
+    monkeypatch.setattr(quantize, "INT4_KERNEL", request.param)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**31), st.booleans())
+def test_packing_round_trip(rows, blocks, seed, fast):
+    shape, generator = (16 * rows, 32 * blocks), torch.Generator().manual_seed(seed)
+    codes = torch.randint(16, shape, generator=generator, dtype=torch.uint8)
+    pairs = quantize.two_to_a_byte(codes)
+    assert pairs.shape == (16 * rows, 16 * blocks) and pairs.dtype == torch.uint8
+    assert torch.equal(quantize.one_to_a_byte(pairs), codes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize, "INT4_KERNEL", fast and quantize.INT4_KERNEL)
+        packed = quantize.into_kernel(codes)
+        assert packed.numel() * 2 == codes.numel()
+        assert torch.equal(quantize.from_kernel(packed, shape[1]), codes)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_int4_stores_what_was_coded(group, kernel):
+    weight = example(group, 48, 256)
+    coded = nearest(weight, group)
+    layer = Int4Linear(coded)
+    assert torch.equal(layer.codes(), coded.codes)
+    # scale and zero in bfloat16: 1/512 of 15 scales and of the zero, at most 8 more
+    step = coded.scale.repeat_interleave(group, 1)
+    assert torch.all((layer.dequantized() - coded.decoded()).abs() <= step * 23 / 512)
+    error = (layer.dequantized() - weight).abs()
+    assert torch.all(error <= step * (0.5 + 23 / 512)) and error.max() > 0
+    assert torch.equal(layer.dequantized()[5], torch.zeros(256))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int4_result_is_that_of_the_dequantized_weights(rows, dtype, kernel):
+    layer = Int4Linear(nearest(example(1, 48, 256)))
+    x = normal(2, rows, 256).to(dtype)
+    y, expected = layer(x), F.linear(x.float(), layer.dequantized())
+    assert y.shape == (rows, 48) and y.dtype == dtype
+    # x, the weights and y are each rounded to bfloat16: 1/512 of every product
+    size = F.linear(x.float().abs(), layer.dequantized().abs())
+    assert torch.all((y.float() - expected).abs() <= size * 3.1 / 512)
+    assert layer(x.view(1, rows, 256)).shape == (1, rows, 48)
+
+
+def test_int4_state_is_the_same_on_all_processors(monkeypatch):
+    coded = nearest(example(4, 48, 128))
+    states = []
+    for fast in (quantize.INT4_KERNEL, False):
+        monkeypatch.setattr(quantize, "INT4_KERNEL", fast)
+        layer = Int4Linear(coded)
+        states.append(layer.state_dict())
+        other = Int4Linear(nearest(torch.zeros(48, 128)))
+        other.load_state_dict(copy.deepcopy(layer).state_dict())
+        assert torch.equal(other.dequantized(), layer.dequantized())
+    assert list(states[0]) == list(states[1]) == ["grid", "codes"]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert sum(t.nbytes for t in states[0].values()) * 8 == 48 * 128 * 4.5
+
+
+@pytest.mark.parametrize("make", [nearest, lambda w, g: gptq(w, torch.eye(80), g)])
+def test_groups_that_do_not_divide_a_row_are_refused(make):
+    with pytest.raises(Problem, match="Groups of 64 do not divide rows of 80"):
+        make(torch.ones(16, 80), 64)
+
+
+@pytest.mark.parametrize(("outputs", "group"), [(24, 64), (16, 16)])
+def test_sizes_that_the_kernel_lacks_are_refused(outputs, group):
+    with pytest.raises(Problem, match="Int4Linear needs groups of 32"):
+        Int4Linear(nearest(torch.ones(outputs, 64), group))
+
+
+def test_int4_says_that_it_needs_the_cpu():
+    with pytest.raises(Problem, match="on the CPU only"):
+        Int4Linear(nearest(torch.ones(16, 64)))(torch.ones(1, 64, device="meta"))
