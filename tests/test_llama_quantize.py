@@ -195,3 +195,11 @@ def test_sizes_that_the_kernel_lacks_are_refused(outputs, group):
 def test_int4_says_that_it_needs_the_cpu():
     with pytest.raises(Problem, match="on the CPU only"):
         Int4Linear(nearest(torch.ones(16, 64)))(torch.ones(1, 64, device="meta"))
+
+
+def test_int8_passes_a_gradient_to_few_rows():
+    layer = Int8Linear(torch.randn(32, 64))
+    x = torch.randn(3, 64, requires_grad=True)
+    layer(x).square().sum().backward()
+    expected = 2 * layer(x.detach().requires_grad_()) @ layer.dequantized()
+    torch.testing.assert_close(x.grad, expected.detach())

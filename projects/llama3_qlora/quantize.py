@@ -50,7 +50,8 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) to (..., outputs), in the type of x."""
         rows = x.flatten(0, -2)
-        if len(rows) > FEW_ROWS or x.device.type != "cpu":
+        # the kernel has no gradient: adapters below it would not learn
+        if len(rows) > FEW_ROWS or x.device.type != "cpu" or x.requires_grad:
             return linear(x, self.dequantized().to(x.dtype))
         y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.ones)
         return (y * self.scale).to(x.dtype).unflatten(0, x.shape[:-1])
