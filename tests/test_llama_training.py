@@ -33,6 +33,7 @@ from projects.llama3_qlora.evaluate import bits_per_byte
 from projects.llama3_qlora.model import Llama
 from projects.llama3_qlora.recipe import TrainConfig, flops_per_token, make_optimizer
 from projects.llama3_qlora.train import loss_sum, recomputing, train, update
+from tests.process_family import kill
 from utils.runtime import ROOT, Problem
 
 CONFIG = LlamaConfig(64, 32, 64, 2, 4, 2, max_positions=64, tie_embeddings=True)
@@ -434,8 +435,7 @@ def finish(process: subprocess.Popen, folder: Path, code: int = 0) -> None:
     try:
         assert process.wait(300) == code, (folder.parent / "output").read_text()
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        kill(process)
 
 
 def wait_for(log: Path, lines: int, process: subprocess.Popen) -> None:
@@ -469,8 +469,7 @@ def test_killed_and_resumed_equals_not_killed(tokens, tmp_path, processes):
     finish(start(processes, tokens, whole, steps), whole)
     run = start(processes, tokens, killed, steps)
     wait_for(killed / "log.jsonl", random.randint(6, 18), run)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
+    kill(run)
     at = distributed.read_notes(killed / "checkpoint.safetensors")["step"]
     assert 5 <= at < steps and not (killed / "model.safetensors").exists()
     finish(start(processes, tokens, killed, steps), killed)

@@ -30,7 +30,10 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def load_weights(
-    model: nn.Module, folder: Path, dtype: torch.dtype, device: torch.device | str
+    model: nn.Module,
+    folder: Path,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
 ) -> None:
     """Give a Llama, made on the meta device, the weights of a folder.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from projects.llama3_qlora.model import Llama
+from projects.llama3_qlora.nf4 import NF4Linear
 from utils.runtime import Problem
 
 # frozen weights are those of the base model, which is there already
@@ -85,24 +87,39 @@ def whole(value: Tensor) -> Tensor:
 
 
 def shard(model: Llama, precision: str) -> None:
-    """Share the model out over all processes with FSDP2, in place. Parameters stay in
-    fp32; with "bf16" blocks compute in bf16 and gradients are summed in fp32."""
-    device = next(model.parameters()).device.type
-    mesh = init_device_mesh(device, (rank_and_world()[1],))
+    """Share the model out over all processes with FSDP2, in place, unless it is so
+    already. Parameters stay in the type they have; with "bf16" blocks compute in bf16
+    and gradients are summed in fp32."""
+    if isinstance(model, FSDPModule):
+        return
+    share = sharder(next(model.parameters()).device, precision)
+    for block in model.model.layers:
+        share(block)
+    share(model)
+
+
+def sharder(device: torch.device, precision: str) -> Callable[[nn.Module], None]:
+    """What shares a module out, as `shard` says: each block, and then the model."""
+    mesh = init_device_mesh(device.type, (rank_and_world()[1],))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     if precision == "bf16":
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
-    for block in model.model.layers:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+    def share(module: nn.Module) -> None:
+        # FSDP2 would round them to bf16, and with each of them 16,384 weights
+        layers = [m for m in module.modules() if isinstance(m, NF4Linear)]
+        exact = {p for m in layers for p in (m.scales_scale, m.offset)}
+        fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=exact)
+
+    return share
 
 
 def save_checkpoint(
     path: Path, model: nn.Module, optimizer: Optimizer, notes: dict[str, Any]
 ) -> None:
     """All that the next step depends on, in one safetensors file: whole tensors without
-    the frozen ones, and `notes` as JSON. All processes call it, the first one writes. The file is replaced
-    as a whole, so that a kill while writing leaves the old one."""
+    the frozen ones, and `notes` as JSON. All processes call it, the first one writes.
+    The file is replaced as a whole, so that a kill while writing leaves the old one."""
     tensors: dict[str, Any] = get_model_state_dict(model, options=WHOLE)
     tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
     states: Any = get_optimizer_state_dict(model, optimizer, options=WHOLE)

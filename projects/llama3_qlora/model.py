@@ -260,11 +260,12 @@ class Llama(nn.Module):
     def from_pretrained(
         cls,
         folder: str | Path,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Llama:
         """The model of a Hugging Face folder (`config.json` and safetensors, sharded or
-        not). Raises `Problem` when files or tensors are missing, damaged or misshapen.
+        not); None for `dtype` takes the weights as they are stored. Raises `Problem`
+        when files or tensors are missing, damaged or misshapen.
         """
         folder = Path(folder)
         weight_files(folder)  # a folder without any says so first

@@ -56,7 +56,8 @@ def in_blocks(x: Tensor, size: int, levels: Tensor) -> tuple[Tensor, Tensor]:
     largest = blocks.abs().amax(1)
     # multiplied by the inverse, as bitsandbytes does: a quotient may round otherwise
     scaled = (blocks * (1 / largest.clamp(min=1e-38))[:, None]).clamp(-1, 1)
-    codes = torch.bucketize(scaled, (levels[:-1] + levels[1:]) / 2)
+    edges = ((levels[:-1] + levels[1:]) / 2).to(x.device)
+    codes = torch.bucketize(scaled, edges)
     return codes.flatten()[: len(x)].byte(), largest
 
 

@@ -101,6 +101,8 @@ def make_optimizer(model: Llama, config: TrainConfig) -> torch.optim.Optimizer:
     if config.optimizer == "muon":
         groups[0]["muon"] = True
         return MuonAdamW(groups, betas=config.betas)
+    # an empty group cannot be put back from a checkpoint by several processes
+    groups = [group for group in groups if group["params"]]
     # fused is one kernel for the whole update; elsewhere (None) PyTorch takes foreach
     fused = True if embedding.device.type in ("cpu", "cuda") else None
     return torch.optim.AdamW(groups, betas=config.betas, fused=fused)

@@ -200,18 +200,13 @@ def recomputing(model: Llama, on: bool) -> Iterator[None]:
             del block.forward  # the method of the class shows again
 
 
-def arguments() -> argparse.Namespace:
-    """What the command line says."""
-    parser = argparse.ArgumentParser("projects.llama3_qlora.train")
+def recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the scripts that train share: batches, and most fields of `TrainConfig`."""
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="folder of config.json, weights")
-    add("--tokens", nargs="+", required=True, metavar="FILE[=WEIGHT]")
-    add("--out", type=Path, required=True, help="where log and model go")
     add("--steps", type=int, required=True)
     add("--context", type=int, default=256)
     add("--batch-size", type=int, default=8, help="rows, over all processes")
     add("--accumulation", type=int, default=1, help="batches of one step")
-    add("--optimizer", choices=["adamw", "muon"], default="adamw")
     add("--learning-rate", type=float, default=TrainConfig.learning_rate)
     add("--warmup", type=int, default=TrainConfig.warmup)
     add("--precision", choices=["fp32", "bf16"], default="fp32")
@@ -219,6 +214,17 @@ def arguments() -> argparse.Namespace:
     add("--log-every", type=int, default=TrainConfig.log_every)
     add("--save-every", type=int, default=100)
     add("--seed", type=int, default=0)
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser("projects.llama3_qlora.train")
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="folder of config.json, weights")
+    add("--tokens", nargs="+", required=True, metavar="FILE[=WEIGHT]")
+    add("--out", type=Path, required=True, help="where log and model go")
+    add("--optimizer", choices=["adamw", "muon"], default="adamw")
+    recipe_arguments(parser)
     return parser.parse_args()
 
 
