@@ -346,3 +346,16 @@ def test_too_few_gpus(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(Problem, match="Process 2 needs a GPU"):
         finetune.check_devices(False)
+
+
+@pytest.mark.parametrize("shape", ["8b", "70b"])
+def test_the_readme_says_what_the_formula_says(shape):
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    (row,) = [line for line in lines if line.startswith(f"| {shape.upper()} |")]
+    said = [cell.strip() for cell in row.strip("|").split("|")[1:]]
+    for world, number in zip((1, 2, 4, 8), said, strict=True):
+        setting = Setting(finetune.SHAPES[shape], LoRAConfig(8, 16.0), world)
+        parts = [*memory.kept(setting).values(), *memory.passing(setting).values()]
+        total = sum(parts)
+        digits = len(number.partition(".")[2])
+        assert f"{total / 1e9:.{digits}f}" == number
